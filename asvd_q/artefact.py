@@ -1,0 +1,186 @@
+"""What an exporter fulfils, and how the library finds one.
+
+An exporter turns a finished store into an artefact that a deployment runtime reads, and proves
+it. The library never imports an exporter: each is an entry point of the group `asvd_q.exporters`,
+whose name is the word a recipe uses and whose value is a class with this protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pydantic import BaseModel
+
+from asvd_q.errors import ArtefactError, ExportError
+from asvd_q.records import ArtefactMetadata
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from asvd_q.plan import LayerPlan, Plan, Slot
+    from asvd_q.store import Store
+
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "METADATA_FILE",
+    "Exporter",
+    "ParityBounds",
+    "Refusal",
+    "Runner",
+    "available_exporters",
+    "exporter_class",
+    "read_metadata",
+]
+
+ENTRY_POINT_GROUP = "asvd_q.exporters"
+METADATA_FILE = "asvd_q.json"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a format cannot hold one layer of a plan, and the nearest thing that works."""
+
+    layer: str
+    reason: str
+    instead: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}: {self.reason}; {self.instead}"
+
+
+@dataclass(frozen=True)
+class ParityBounds:
+    """How far an artefact may be from the store's own Runner, on real tokens.
+
+    Attributes:
+        relative_error: ‖logits − reference‖ / ‖reference‖ over all positions.
+        kl: mean KL divergence from the reference's distribution, in nats per token.
+        agreement: share of positions with the same arg max, at least.
+    """
+
+    relative_error: float
+    kl: float
+    agreement: float
+
+
+class Runner(Protocol):
+    """A model that turns token ids into logits, in whatever runtime it lives in."""
+
+    runtime: str
+    """What computes the logits, with its version: "torch 2.13.0", "onnxruntime 1.31.1 CPU"."""
+
+    def forward(self, input_ids: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+        """Logits of the given tokens, and the cache with those tokens appended.
+
+        Args:
+            input_ids: int64 (batch, tokens), on the CPU.
+            cache: what an earlier call returned; None starts a sequence.
+
+        Returns:
+            float32 logits (batch, tokens, vocabulary) on the CPU, and the new cache, which is
+            opaque to the caller. Whether the old cache object stays usable is not promised.
+        """
+        ...
+
+    def score(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Logits of many independent batches, in order.
+
+        A runner that streams its weights does all batches in one pass over the model.
+        """
+        ...
+
+
+class Exporter(Protocol):
+    """One output format.
+
+    Built with its validated options: `exporter_class(name)(options)`.
+    """
+
+    name: ClassVar[str]
+    options_model: ClassVar[type[BaseModel]]
+    bounds: ParityBounds
+
+    def __init__(self, options: BaseModel) -> None: ...
+
+    def can_express(self, plan: Plan) -> list[Refusal]:
+        """What of this plan the format cannot hold; an empty list when it can hold it all.
+
+        Pure: asked before hours of work, and loads neither torch nor a runtime.
+        """
+        ...
+
+    def stored_bytes(self, layer: LayerPlan) -> int:
+        """Bytes that this layer's matrices (without bias) will occupy in the artefact.
+
+        Scales, zero points, index tensors and alignment included: what allocation counts.
+        """
+        ...
+
+    def write(self, store: Store, folder: Path) -> None:
+        """Write the artefact into `folder`, an existing empty directory.
+
+        Reads only the store and, through `store.source`, the source model's untouched tensors
+        and tokenizer. Converts codes; never quantizes again. Writes no metadata file: the caller
+        does that, except what the format itself wants inside its own files.
+
+        Raises:
+            ExportError: naming the layer that cannot be written.
+        """
+        ...
+
+    def open(self, folder: Path) -> Runner:
+        """Load the artefact in its real runtime.
+
+        Raises:
+            MissingExtraError: the runtime is not installed.
+        """
+        ...
+
+    def read(self, folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
+        """Recover every layer's matrices from the bytes, as float32 (out, in), layer by layer.
+
+        Shares no code with `write`: with numpy and the format's specification alone. Yields
+        (layer name, slot → matrix) for every layer of the artefact's records.
+        """
+        ...
+
+
+def available_exporters() -> list[str]:
+    """Names of all installed exporters."""
+    return sorted(point.name for point in entry_points(group=ENTRY_POINT_GROUP))
+
+
+def exporter_class(name: str) -> type[Exporter]:
+    """The exporter registered under `name`.
+
+    Raises:
+        ExportError: no installed package registers it.
+    """
+    for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        loaded: type[Exporter] = point.load()
+        return loaded
+    raise ExportError(
+        f"no exporter is called {name!r}: installed are {', '.join(available_exporters())}"
+    )
+
+
+def read_metadata(folder: Path) -> ArtefactMetadata:
+    """`asvd_q.json` of an artefact folder.
+
+    Raises:
+        ArtefactError: no such file, or it is damaged.
+    """
+    path = folder / METADATA_FILE
+    if not path.is_file():
+        raise ArtefactError(f"{folder} is not an asvd-q artefact: it has no {METADATA_FILE}")
+    try:
+        return ArtefactMetadata.model_validate_json(path.read_bytes())
+    except ValueError as error:
+        raise ArtefactError(
+            f"{path} is damaged or of another version; export it again: "
+            f"{str(error).splitlines()[0]}"
+        ) from error

@@ -1,0 +1,187 @@
+"""The plan: what becomes of every layer, as pure data.
+
+Made by `asvd_q.search` or written by hand; read by the compression loop, by exporters
+(`can_express`, `stored_bytes`) and by reports. Nothing in it refers to a live module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "FLOAT_BYTES",
+    "FloatType",
+    "Form",
+    "LayerPlan",
+    "Plan",
+    "QuantSpec",
+    "Slot",
+    "factor_parameters",
+    "store_bytes",
+]
+
+Form = Literal["dense", "factors"]
+Slot = Literal["weight", "A", "B"]
+"""`weight`: W (out, in) of a dense layer; `B`: (rank, in), applied first; `A`: (out, rank)."""
+
+FloatType = Literal["float32", "float16", "bfloat16"]
+FLOAT_BYTES: dict[FloatType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class QuantSpec(_Frozen):
+    """How one weight matrix is turned into integer codes.
+
+    `group_size` counts input channels that share a scale; -1 is one scale per output channel.
+    A group at least as wide as the matrix is one group per output channel.
+    """
+
+    method: str = "rtn"
+    bits: int = Field(8, ge=2, le=8)
+    group_size: int = Field(128, ge=-1)
+    symmetric: bool = True
+    clip: Literal["minmax", "mse"] = "minmax"
+
+    @model_validator(mode="after")
+    def _group_in_range(self) -> QuantSpec:
+        if self.group_size != -1 and not 16 <= self.group_size <= 256:
+            raise ValueError(
+                f"group_size {self.group_size} is not possible: use -1 (one scale per output "
+                "channel) or a size from 16 to 256"
+            )
+        return self
+
+    def groups(self, in_features: int) -> int:
+        """Number of scales that each row of a matrix with `in_features` columns needs."""
+        width = self.group_width(in_features)
+        return -(-in_features // width)
+
+    def group_width(self, in_features: int) -> int:
+        """Input channels per scale, `-1` and over-wide groups resolved."""
+        return in_features if self.group_size == -1 else min(self.group_size, in_features)
+
+
+class LayerPlan(_Frozen):
+    """What becomes of one weight.
+
+    Attributes:
+        name: dotted module path in the model, the key of everything said about this layer.
+        kind: last part of the name ("q_proj"), for patterns and tables.
+        block: index of the transformer block; None for layers outside blocks (the head).
+        shape: (out, in).
+        form: dense or factors.
+        rank: of the factors; None when dense.
+        quantization: per slot; None leaves that matrix in floating point.
+        predicted_bytes: in the store's count (see `store_bytes`).
+        reason: why the layer stays dense, or why its rank is not the one asked for.
+    """
+
+    name: str
+    kind: str
+    block: int | None
+    shape: tuple[int, int]
+    form: Form = "dense"
+    rank: int | None = None
+    quantization: dict[Slot, QuantSpec | None]
+    predicted_bytes: int = 0
+    reason: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LayerPlan:
+        slots = {"A", "B"} if self.form == "factors" else {"weight"}
+        if set(self.quantization) != slots:
+            raise ValueError(f"{self.name}: a layer in form {self.form} has the slots {slots}")
+        if (self.rank is not None) != (self.form == "factors"):
+            raise ValueError(f"{self.name}: a rank belongs to factors, and to nothing else")
+        if self.rank is not None and not 1 <= self.rank <= min(self.shape):
+            raise ValueError(
+                f"{self.name}: rank {self.rank} is outside 1 … {min(self.shape)}, "
+                f"the smaller side of its shape {self.shape}"
+            )
+        return self
+
+    def slot_shapes(self) -> dict[Slot, tuple[int, int]]:
+        """Shape (out, in) of each matrix that is stored, in the order it is applied."""
+        out_features, in_features = self.shape
+        if self.rank is None:
+            return {"weight": self.shape}
+        return {"B": (self.rank, in_features), "A": (out_features, self.rank)}
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights stored, the bias left out."""
+        return sum(rows * columns for rows, columns in self.slot_shapes().values())
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything but a copy of the source weight is to be stored."""
+        return self.form != "dense" or self.quantization["weight"] is not None
+
+
+class Plan(_Frozen):
+    """All layers that a recipe looks at, in model order.
+
+    Attributes:
+        float_type: the type in which everything that is not quantized is stored.
+        layers: also those that stay as they are, each with its reason.
+        other_bytes: tensors no layer plan covers (embeddings, norms, biases, an untouched head),
+            in `float_type`.
+    """
+
+    version: Literal[1] = 1
+    float_type: FloatType
+    layers: tuple[LayerPlan, ...]
+    other_bytes: int = 0
+
+    def __iter__(self) -> Iterator[LayerPlan]:  # type: ignore[override]
+        return iter(self.layers)
+
+    def layer(self, name: str) -> LayerPlan:
+        """The plan of one layer. Raises KeyError when there is none of that name."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank of every factorised layer: the `truncation_ranks` of a checkpoint."""
+        return {layer.name: layer.rank for layer in self.layers if layer.rank is not None}
+
+    @property
+    def kept_ratio(self) -> float:
+        """Parameters of the planned layers after / before."""
+        before = sum(layer.shape[0] * layer.shape[1] for layer in self.layers)
+        return sum(layer.parameters for layer in self.layers) / max(before, 1)
+
+    @property
+    def predicted_bytes(self) -> int:
+        """Bytes of the whole model in the store's count."""
+        return self.other_bytes + sum(layer.predicted_bytes for layer in self.layers)
+
+
+def factor_parameters(shape: tuple[int, int], rank: int) -> int:
+    """Parameters of A (out, rank) and B (rank, in) together."""
+    return rank * (shape[0] + shape[1])
+
+
+def store_bytes(shape: tuple[int, int], spec: QuantSpec | None, float_type: FloatType) -> int:
+    """Bytes of one matrix (out, in), codes counted at their own width.
+
+    Codes take `bits` each, scales 16 bits, zero points `bits` each (none when symmetric).
+    This is the runtime-free count; an exporter's `stored_bytes` tells what its format occupies.
+    """
+    rows, columns = shape
+    if spec is None:
+        return rows * columns * FLOAT_BYTES[float_type]
+    scales = rows * spec.groups(columns)
+    bits = rows * columns * spec.bits + scales * 16
+    if not spec.symmetric:
+        bits += scales * spec.bits
+    return -(-bits // 8)

@@ -1,0 +1,283 @@
+"""A directory of safetensors and layer records, one pair of files per block.
+
+    store.json                     header: source, plan, key
+    blocks/00000.safetensors       stored tensors of block 0: "<layer>.<slot>.<part>"
+    blocks/00000.json              its records and the hash of the tensors; written last
+
+A block counts as finished when its JSON file exists and the hash in it is the tensors'. The
+store knows no runtime's layout: codes are unpacked, one per byte; packing is an exporter's work.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from asvd_q.errors import StoreError
+from asvd_q.files import atomic_path, make_folder, sha256, write_text
+from asvd_q.models import SourceModel
+from asvd_q.plan import FloatType, Plan, Slot
+from asvd_q.quantization.registry import weight_from_tensors
+from asvd_q.quantization.weights import TORCH_TYPES, FloatWeight, StoredWeight
+from asvd_q.records import ArtefactMetadata, LayerRecord, SourceIdentity
+
+__all__ = ["Store", "StoreHeader", "StoredLayer"]
+
+_HEADER = "store.json"
+_BLOCKS = "blocks"
+_OUTSIDE = "outside"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StoreHeader(_Frozen):
+    """What a store is of.
+
+    Attributes:
+        key: hash of everything the stored bytes depend on; a store is continued only under
+            the same key.
+        asvd_q: version of the package that made it.
+        plan: what was decided for every layer.
+    """
+
+    version: Literal[1] = 1
+    key: str
+    asvd_q: str
+    source: SourceIdentity
+    plan: Plan
+
+
+class _BlockFile(_Frozen):
+    tensors_sha256: str
+    records: tuple[LayerRecord, ...]
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """One layer as it is stored: its record and one weight per slot.
+
+    A layer that was left alone has its source weight under "weight", in the store's float type.
+    The bias is not here: it is the source's, untouched, and belongs to A or to the dense weight.
+    """
+
+    record: LayerRecord
+    weights: Mapping[Slot, StoredWeight]
+
+
+class Store:
+    """A compressed model on disk. `Store.create` starts one, `Store.open` reads one."""
+
+    def __init__(self, folder: Path, header: StoreHeader, source: SourceModel) -> None:
+        self.folder = folder
+        self.header = header
+        self.source = source
+        self._records: dict[str, LayerRecord] | None = None
+
+    @classmethod
+    def create(cls, folder: Path, header: StoreHeader, source: SourceModel) -> Store:
+        """Start a store, or go on with an unfinished one of the same key.
+
+        Raises:
+            StoreError: the folder holds a store of another key.
+            ResourceError: the folder cannot be written.
+        """
+        make_folder(folder / _BLOCKS)
+        path = folder / _HEADER
+        if path.exists():
+            found = _read_header(path)
+            if found.key != header.key:
+                raise StoreError(
+                    f"{folder} holds the store of another recipe, model or version: choose "
+                    "another `output`, or start afresh with --fresh"
+                )
+        else:
+            write_text(path, header.model_dump_json(indent=1) + "\n")
+        return cls(folder, header, source)
+
+    @classmethod
+    def open(cls, folder: Path, source: SourceModel) -> Store:
+        """Read a finished store.
+
+        Args:
+            source: the model that the store was made from.
+
+        Raises:
+            StoreError: no store there, not finished, damaged, or made from another model.
+        """
+        path = folder / _HEADER
+        if not path.is_file():
+            raise StoreError(f"{folder} is not a store: it has no {_HEADER}")
+        store = cls(folder, _read_header(path), source)
+        if store.header.source.weights_sha256 != source.identity.weights_sha256:
+            raise StoreError(
+                f"{folder} was made from {store.header.source.name}, whose weights are not those "
+                f"in {source.path}: give the folder of the model it was made from with --model"
+            )
+        missing = [block for block in store.blocks() if not store.is_finished(block)]
+        if missing:
+            raise StoreError(
+                f"{folder} is not finished or damaged (block {_stem(missing[0])}): "
+                "run its recipe again, which continues from there"
+            )
+        return store
+
+    @property
+    def plan(self) -> Plan:
+        return self.header.plan
+
+    @property
+    def key(self) -> str:
+        return self.header.key
+
+    @property
+    def float_type(self) -> FloatType:
+        """The type of everything that is not quantized."""
+        return self.header.plan.float_type
+
+    def blocks(self) -> list[int | None]:
+        """Blocks that hold planned layers, in the order they are compressed; None comes last."""
+        found = dict.fromkeys(layer.block for layer in self.plan)
+        inside = sorted(block for block in found if block is not None)
+        return [*inside, None] if None in found else [*inside]
+
+    def is_finished(self, block: int | None) -> bool:
+        """Whether the block's files are there and whole."""
+        record = self._path(block, "json")
+        tensors = self._path(block, "safetensors")
+        if not (record.is_file() and tensors.is_file()):
+            return False
+        try:
+            content = _BlockFile.model_validate_json(record.read_bytes())
+        except ValidationError:
+            return False
+        return content.tensors_sha256 == sha256(tensors)
+
+    def write_block(self, block: int | None, layers: list[StoredLayer]) -> None:
+        """Write all planned layers of one block; tensors first, the record that seals them last.
+
+        Layers whose record says they were left alone bring no tensors.
+        """
+        tensors = {
+            f"{layer.record.name}.{slot}.{part}": tensor.contiguous()
+            for layer in layers
+            if layer.record.as_plan().changed
+            for slot, weight in layer.weights.items()
+            for part, tensor in weight.tensors().items()
+        }
+        path = self._path(block, "safetensors")
+        self._path(block, "json").unlink(missing_ok=True)
+        with atomic_path(path) as partial:
+            save_file(tensors, partial)
+        content = _BlockFile(
+            tensors_sha256=sha256(path), records=tuple(layer.record for layer in layers)
+        )
+        write_text(self._path(block, "json"), content.model_dump_json(indent=1) + "\n")
+        self._records = None
+
+    def records(self) -> list[LayerRecord]:
+        """Records of all finished blocks, in model order."""
+        return list(self._by_name().values())
+
+    def layer(self, name: str) -> StoredLayer:
+        """One layer, its tensors read now.
+
+        Raises:
+            StoreError: no such layer, or its file is damaged.
+        """
+        record = self._by_name().get(name)
+        if record is None:
+            raise StoreError(f"{self.folder} has no layer called {name}")
+        if not record.as_plan().changed:
+            return StoredLayer(record, {"weight": FloatWeight(self._source_weight(record))})
+        path = self._path(record.block, "safetensors")
+        weights: dict[Slot, StoredWeight] = {}
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+                for slot, spec in record.quantization.items():
+                    prefix = f"{name}.{slot}."
+                    parts = {
+                        key.removeprefix(prefix): file.get_tensor(key).clone()
+                        for key in names
+                        if key.startswith(prefix)
+                    }
+                    weights[slot] = weight_from_tensors(parts, spec)
+        except (SafetensorError, OSError, KeyError) as error:
+            raise StoreError(f"{path} is damaged at {name}: {error}") from error
+        return StoredLayer(record, weights)
+
+    def layers(self) -> Iterator[StoredLayer]:
+        """All layers in model order, one in memory at a time."""
+        for name in self._by_name():
+            yield self.layer(name)
+
+    def replaced(self, name: str) -> dict[Slot, Tensor] | None:
+        """Matrices that stand in for a layer's source weight; None for one left alone.
+
+        float32, dequantized: exactly what is evaluated.
+        """
+        record = self._by_name().get(name)
+        if record is None or not record.as_plan().changed:
+            return None
+        return {slot: weight.dequantize() for slot, weight in self.layer(name).weights.items()}
+
+    def metadata(self, format: str, options: Mapping[str, object] | None = None) -> ArtefactMetadata:
+        """What an artefact made from this store says of itself."""
+        return ArtefactMetadata.model_validate(
+            {
+                "asvd_q": self.header.asvd_q,
+                "format": format,
+                "options": dict(options or {}),
+                "source": self.header.source,
+                "float_type": self.float_type,
+                "store_key": self.key,
+                "truncation_ranks": {
+                    record.name: record.rank
+                    for record in self.records()
+                    if record.rank is not None
+                },
+                "layers": tuple(self.records()),
+            }
+        )
+
+    def _source_weight(self, record: LayerRecord) -> Tensor:
+        tensor = self.source.tensor(f"{record.name}.weight").to(TORCH_TYPES[self.float_type])
+        if tuple(tensor.shape) != record.shape:  # Conv1D keeps (in, out)
+            tensor = tensor.T.contiguous()
+        return tensor
+
+    def _by_name(self) -> dict[str, LayerRecord]:
+        if self._records is None:
+            found: dict[str, LayerRecord] = {}
+            for block in self.blocks():
+                path = self._path(block, "json")
+                if path.is_file():
+                    content = _BlockFile.model_validate_json(path.read_bytes())
+                    found |= {record.name: record for record in content.records}
+            self._records = found
+        return self._records
+
+    def _path(self, block: int | None, suffix: str) -> Path:
+        return self.folder / _BLOCKS / f"{_stem(block)}.{suffix}"
+
+
+def _stem(block: int | None) -> str:
+    return _OUTSIDE if block is None else f"{block:05d}"
+
+
+def _read_header(path: Path) -> StoreHeader:
+    try:
+        return StoreHeader.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        summary = re.sub(r"\s+", " ", str(error))[:200]
+        raise StoreError(f"{path} is damaged or of another version: {summary}") from error
