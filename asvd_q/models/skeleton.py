@@ -1,0 +1,117 @@
+"""The model without its weights: structure, blocks, and the weights there are to compress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from asvd_q.errors import ModelError
+from asvd_q.models.refs import WeightRef
+from asvd_q.models.source import SourceModel
+
+__all__ = ["Skeleton", "build_skeleton"]
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A model whose parameters are on the meta device.
+
+    Attributes:
+        model: the causal language model; buffers are real, parameters hold no memory.
+        blocks_path: dotted path of the list of transformer blocks.
+        weights: every weight of a linear layer inside the blocks, then the head's.
+        head: name of the output projection; None when there is none.
+        head_is_tied: whether the head's weight is the embedding's.
+    """
+
+    model: nn.Module
+    blocks_path: str
+    weights: tuple[WeightRef, ...]
+    head: str | None
+    head_is_tied: bool
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        found = self.model.get_submodule(self.blocks_path)
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+    def block_name(self, index: int) -> str:
+        return f"{self.blocks_path}.{index}"
+
+
+def build_skeleton(source: SourceModel) -> Skeleton:
+    """Build a model's structure without reading a single weight.
+
+    Raises:
+        ModelError: transformers cannot build it, or it has no list of like blocks.
+    """
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(
+                source.config, trust_remote_code=source.trust_remote_code
+            )
+    except (ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"model.path: transformers cannot build a causal language model from "
+            f"{source.path}: {str(error).splitlines()[0]}"
+        ) from error
+    model.tie_weights()  # registering a parameter on the meta device had torn them apart
+    model.eval()
+    blocks_path = _find_blocks(model)
+    head = _head_name(model)
+    tied = head is not None and (
+        model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    )
+    return Skeleton(
+        model=model,
+        blocks_path=blocks_path,
+        weights=tuple(_weights(model, blocks_path, head)),
+        head=head,
+        head_is_tied=tied,
+    )
+
+
+def _find_blocks(model: nn.Module) -> str:
+    """The list of modules of one class that holds most of the parameters."""
+    best, most = "", 0
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len({type(child) for child in module}) != 1:
+            continue
+        count = sum(parameter.numel() for parameter in module.parameters())
+        if count > most:
+            best, most = path, count
+    if not best:
+        raise ModelError(
+            f"model.path: {type(model).__name__} has no list of transformer blocks, and models "
+            "without one are not supported"
+        )
+    return best
+
+
+def _head_name(model: nn.Module) -> str | None:
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    for name, module in model.named_modules():
+        if module is head:
+            return name
+    return None
+
+
+def _weights(model: nn.Module, blocks_path: str, head: str | None) -> Iterable[WeightRef]:
+    prefix = blocks_path + "."
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear | Conv1D):
+            continue
+        transposed = isinstance(module, Conv1D)
+        rows, columns = module.weight.shape
+        shape = (columns, rows) if transposed else (rows, columns)
+        if name.startswith(prefix):
+            block = int(name.removeprefix(prefix).split(".", 1)[0])
+            yield WeightRef(name, name, shape, block, transposed=transposed)
+        elif name == head:
+            yield WeightRef(name, name, shape, None, transposed=transposed)
