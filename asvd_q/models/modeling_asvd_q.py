@@ -1,11 +1,30 @@
-"""Low-rank layers for transformers models. Imports torch and transformers alone."""
+"""Low-rank layers for transformers models. Imports torch and transformers alone.
+
+The library uses this file and copies it verbatim into checkpoints, whose `auto_map` points at
+it: `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` needs nothing else.
+
+The classes are made when they are asked for: `AsvdQ` in front of the name of any configuration
+or model class that transformers has. `AsvdQLlamaForCausalLM` is a `LlamaForCausalLM` whose
+layers named in `config.truncation_ranks` are pairs of smaller ones.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any
 
-__all__ = ["LowRankLinear"]
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+__all__ = ["LowRankLinear", "auto_map", "register", "swap_factors"]
+
+_PREFIX = "AsvdQ"
+_TYPE_PREFIX = "asvd_q_"
+_AUTO_MODELS = ("AutoModel", "AutoModelForCausalLM")
 
 
 class LowRankLinear(nn.Module):
@@ -30,3 +49,130 @@ class LowRankLinear(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.ALinear(self.BLinear(hidden_states))
+
+
+def swap_factors(
+    module: nn.Module,
+    ranks: Mapping[str, int],
+    prefix: str = "",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Put an empty `LowRankLinear` in place of every linear layer named in `ranks`.
+
+    Args:
+        module: changed in place; its parameters may be on the meta device.
+        ranks: layer name → rank, names as in the causal language model.
+        prefix: dotted path of `module` in that model; names outside it are left out.
+        device, dtype: of the new layers; by default those of the layer they replace.
+
+    Raises:
+        ValueError: a name is that of no layer, or of no linear one.
+    """
+    dot = f"{prefix}." if prefix else ""
+    for name, rank in ranks.items():
+        if not name.startswith(dot):
+            continue
+        path = name.removeprefix(dot)
+        try:
+            layer = module.get_submodule(path)
+        except AttributeError as error:
+            raise ValueError(f"truncation_ranks: {name} is no layer of this model") from error
+        if isinstance(layer, nn.Linear):
+            in_features, out_features = layer.in_features, layer.out_features
+        elif isinstance(layer, Conv1D):  # keeps its weight as (in, out)
+            in_features, out_features = layer.nx, layer.nf
+        else:
+            raise ValueError(f"truncation_ranks: {name} is a {type(layer).__name__}, not linear")
+        factors = LowRankLinear(
+            in_features,
+            rank,
+            out_features,
+            bias=layer.bias is not None,
+            device=layer.weight.device if device is None else device,
+            dtype=layer.weight.dtype if dtype is None else dtype,
+        )
+        module.set_submodule(path, factors.train(layer.training))
+
+
+def auto_map(base: type[PreTrainedConfig]) -> dict[str, str]:
+    """The `auto_map` of a checkpoint with factors of the architecture `base` configures.
+
+    Raises:
+        KeyError: transformers has no causal language model for that configuration.
+    """
+    stem = "modeling_asvd_q"
+    classes = {"AutoConfig": base, **_base_models(base)}
+    return {name: f"{stem}.{_PREFIX}{found.__name__}" for name, found in classes.items()}
+
+
+def register(base: type[PreTrainedConfig]) -> str:
+    """Let the auto classes load checkpoints of this architecture without remote code.
+
+    Returns:
+        The `model_type` that was registered, such as "asvd_q_llama".
+    """
+    config_class = _derived(base)
+    transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    for name, model in _base_models(base).items():
+        getattr(transformers, name).register(config_class, _derived(model), exist_ok=True)
+    return str(config_class.model_type)
+
+
+def _base_models(base: type[PreTrainedConfig]) -> dict[str, type[PreTrainedModel]]:
+    found = {name: getattr(transformers, name)._model_mapping[base] for name in _AUTO_MODELS}
+    return {
+        name: model[0] if isinstance(model, list | tuple) else model
+        for name, model in found.items()
+    }
+
+
+def _derived(base: type[Any]) -> type[Any]:
+    """Our class for one of transformers'; the same object every time."""
+    name = _PREFIX + base.__name__
+    if name not in globals():
+        globals()[name] = _config(base) if issubclass(base, PreTrainedConfig) else _model(base)
+    made: type[Any] = globals()[name]
+    return made
+
+
+def _config(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    namespace = {
+        "__module__": __name__,
+        "__doc__": f"A {base.__name__} with the rank of every factorised layer, by its name.",
+        "__annotations__": {"truncation_ranks": dict[str, int]},
+        "model_type": _TYPE_PREFIX + base.model_type,
+        "truncation_ranks": field(default_factory=dict),
+        "_auto_class": "AutoConfig",
+    }
+    return type(_PREFIX + base.__name__, (base,), namespace)
+
+
+def _model(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    config_class = _derived(base.config_class)
+
+    def init(self: Any, config: Any, *inputs: Any, **kwargs: Any) -> None:
+        base.__init__(self, config, *inputs, **kwargs)
+        # A model without its head has the same layers under shorter names.
+        headless = self.base_model is self
+        swap_factors(self, config.truncation_ranks, self.base_model_prefix if headless else "")
+
+    causal = _base_models(config_class.__bases__[0]).get("AutoModelForCausalLM")
+    namespace = {
+        "__module__": __name__,
+        "__doc__": f"A {base.__name__} whose layers in `truncation_ranks` are factorised.",
+        "__init__": init,
+        "config_class": config_class,
+        # Saving copies this file along only for classes that belong to an auto class.
+        "_auto_class": "AutoModelForCausalLM" if base is causal else "AutoModel",
+    }
+    return type(_PREFIX + base.__name__, (base,), namespace)
+
+
+def __getattr__(name: str) -> type[Any]:
+    base = None
+    if name.startswith(_PREFIX):
+        base = getattr(transformers, name.removeprefix(_PREFIX), None)
+    if not (isinstance(base, type) and issubclass(base, PreTrainedConfig | PreTrainedModel)):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _derived(base)
