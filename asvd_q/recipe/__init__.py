@@ -1,0 +1,38 @@
+"""The recipe: its schema, its files, and messages for people who write them.
+
+Importing this package loads neither torch nor transformers.
+"""
+
+from asvd_q.recipe.base import matches
+from asvd_q.recipe.corpora import BUILT_IN, CalibrationSection, CorpusSection, EvaluateSection
+from asvd_q.recipe.decompose import DecomposeSection
+from asvd_q.recipe.export import ExportSection
+from asvd_q.recipe.load import load_recipe
+from asvd_q.recipe.messages import explain_validation_error
+from asvd_q.recipe.model import ModelSection
+from asvd_q.recipe.quantize import (
+    QUANTIZATION_METHODS,
+    PartialQuantSpec,
+    QuantizeOverride,
+    QuantizeSection,
+)
+from asvd_q.recipe.schema import Recipe, json_schema
+
+__all__ = [
+    "BUILT_IN",
+    "QUANTIZATION_METHODS",
+    "CalibrationSection",
+    "CorpusSection",
+    "DecomposeSection",
+    "EvaluateSection",
+    "ExportSection",
+    "ModelSection",
+    "PartialQuantSpec",
+    "QuantizeOverride",
+    "QuantizeSection",
+    "Recipe",
+    "explain_validation_error",
+    "json_schema",
+    "load_recipe",
+    "matches",
+]

@@ -1,0 +1,232 @@
+"""Which text the model is calibrated with and evaluated on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from asvd_q.recipe.base import Bool, Bos, Count, Number, Section, Text
+from asvd_q.recipe.paths import resolve_path
+
+__all__ = ["BUILT_IN", "FILE_TYPES", "CalibrationSection", "CorpusSection", "EvaluateSection"]
+
+BUILT_IN = ("python-docs", "python-source")
+FILE_TYPES = (".txt", ".jsonl", ".json")
+HUB = "hub:"
+PLACEHOLDER = "{split}"
+
+_HUB_NAME = re.compile(r"hub:[\w.-]+/[\w.-]+(:[\w.-]+)?")
+_BUILT_IN_SPLITS = ("train", "test")
+
+
+class CorpusSection(Section):
+    """One corpus. A plain string is short for `{source: …}`."""
+
+    source: Text
+    """python-docs, python-source, a .txt, .jsonl or .json path (may hold {split}), or hub:…"""
+
+    split: Text = "train"
+    """Part of the corpus; train in `calibration`, test in `evaluate` unless it is given."""
+
+    field: Text = "text"
+    """Where the text lies in each record of a JSON file or hub data set."""
+
+    weight: Annotated[Number, Field(gt=0)] = 1.0
+    """Share of the calibration samples, relative to the other corpora's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @field_validator("source")
+    @classmethod
+    def _known(cls, source: str) -> str:
+        if source in BUILT_IN or source.endswith(FILE_TYPES) or _HUB_NAME.fullmatch(source):
+            return source
+        close = get_close_matches(source, BUILT_IN, n=1)
+        raise ValueError(
+            "no corpus of that name"
+            + (f": did you mean {close[0]!r}?" if close else ".")
+            + f" Allowed: {', '.join(BUILT_IN)}, a path ending in {', '.join(FILE_TYPES)}, "
+            "or hub:owner/name with :config where it has several"
+        )
+
+    @model_validator(mode="after")
+    def _split_exists(self) -> CorpusSection:
+        if self.source in BUILT_IN and self.split not in _BUILT_IN_SPLITS:
+            raise ValueError(
+                f"{self.source} has the splits {' and '.join(_BUILT_IN_SPLITS)}, not {self.split!r}"
+            )
+        return self
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the source is a local file."""
+        return self.source not in BUILT_IN and not self.source.startswith(HUB)
+
+    @property
+    def path(self) -> str:
+        """The source with its placeholder filled."""
+        return self.source.replace(PLACEHOLDER, self.split)
+
+    @property
+    def name(self) -> str:
+        """Short name in tables: the built-in's, the file's without its ending, the hub's."""
+        if not self.is_file:
+            return self.source.removeprefix(HUB)
+        stem = PurePath(self.source).stem
+        return stem.replace(PLACEHOLDER, "").strip("._-") or stem
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Equal for two sections that read the same text, whatever their split is called."""
+        return (self.path, "") if self.is_file else (self.source, self.split)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        mapping = handler.resolve_ref_schema(handler(core_schema))
+        mapping["type"] = ["object", "string"]
+        return mapping
+
+
+class _Corpora(Section):
+    """What calibration and evaluation share: the corpora, as a list or as a single one."""
+
+    corpora: Annotated[tuple[CorpusSection, ...], Field(min_length=1)]
+    """The corpora; `corpus:` with a single one is the short form."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_form(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "corpus" not in value:
+            return value
+        if "corpora" in value:
+            raise ValueError("has both `corpus` and `corpora`: keep one of them")
+        rest = {key: item for key, item in value.items() if key != "corpus"}
+        return {**rest, "corpora": [value["corpus"]]}
+
+    @field_validator("corpora", mode="before")
+    @classmethod
+    def _default_split(cls, value: Any) -> Any:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            return value
+        return [_with_split(item, cls._split()) for item in value]
+
+    @field_validator("corpora")
+    @classmethod
+    def _distinct(
+        cls, corpora: tuple[CorpusSection, ...], info: ValidationInfo
+    ) -> tuple[CorpusSection, ...]:
+        seen: set[tuple[str, str]] = set()
+        resolved = []
+        for corpus in corpora:
+            if (corpus.name, corpus.split) in seen:
+                raise ValueError(
+                    f"lists {corpus.name} ({corpus.split}) twice: each name and split may "
+                    "appear once"
+                )
+            seen.add((corpus.name, corpus.split))
+            if corpus.is_file:
+                source = resolve_path(corpus.source, info, probe=corpus.path)
+                corpus = corpus.model_copy(update={"source": source})
+            resolved.append(corpus)
+        return tuple(resolved)
+
+    @classmethod
+    def _split(cls) -> str:
+        return "train"
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        corpora = schema["properties"]["corpora"]
+        schema["properties"]["corpus"] = {
+            **corpora["items"],
+            "description": "Short form of `corpora` with a single corpus.",
+        }
+        schema["required"] = [key for key in schema.get("required", []) if key != "corpora"]
+        schema["oneOf"] = [{"required": ["corpora"]}, {"required": ["corpus"]}]
+        return schema
+
+
+class CalibrationSection(_Corpora):
+    """The windows of text from which activation statistics are collected."""
+
+    samples: Count = 32
+    """Number of windows, over all corpora."""
+
+    window: Annotated[int, Field(strict=True, ge=2)] = 512
+    """Tokens per window."""
+
+    seed: Annotated[int, Field(strict=True)] = 233
+    """Of the random offsets at which windows start."""
+
+    bos: Bos = "auto"
+    """Start every window with the BOS token; auto does it when the tokenizer does."""
+
+    batch_size: Count = 4
+    """Windows per forward pass."""
+
+    hidden_states: Literal["memory", "disk"] = "memory"
+    """Where the inputs of the next block are kept."""
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> CalibrationSection:
+        if self.samples < len(self.corpora):
+            raise ValueError(
+                f"samples is {self.samples} and there are {len(self.corpora)} corpora: "
+                "each needs at least one window"
+            )
+        return self
+
+
+class EvaluateSection(_Corpora):
+    """The text on which perplexity is measured, from the start of each corpus."""
+
+    window: Annotated[int, Field(strict=True, ge=2)] = 512
+    """Tokens per window; the loss is of all but the first."""
+
+    windows: Count | None = 64
+    """Number of windows of each corpus, from its start; null takes all."""
+
+    batch_size: Count = 4
+    """Windows per forward pass."""
+
+    bos: Bos = "auto"
+    """Start every window with the BOS token; auto does it when the tokenizer does."""
+
+    dense: Bool = True
+    """Evaluate the uncompressed model on the same tokens too."""
+
+    allow_overlap: Bool = False
+    """Let calibration and evaluation read the same part of a corpus."""
+
+    @classmethod
+    def _split(cls) -> str:
+        return "test"
+
+
+def _with_split(item: Any, split: str) -> Any:
+    if isinstance(item, str):
+        return {"source": item, "split": split}
+    if isinstance(item, Mapping) and "split" not in item:
+        return {**item, "split": split}
+    return item

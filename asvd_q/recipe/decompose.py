@@ -1,0 +1,81 @@
+"""How weights become two factors."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from asvd_q.recipe.base import Bool, Count, Number, Section, Text, matches
+
+__all__ = ["DecomposeSection", "Scaling", "SigmaSplit"]
+
+Scaling = Literal["abs_mean", "abs_max", "rms", "fisher", "whitening", "none"]
+SigmaSplit = Literal["both", "u", "v"]
+
+
+class DecomposeSection(Section):
+    """Low-rank decomposition: W (out, in) becomes A (out, rank) times B (rank, in).
+
+    Source: ASVD, arXiv 2312.05821; whitening from SVD-LLM, arXiv 2403.07378.
+    """
+
+    method: Literal["asvd"] = "asvd"
+    """The decomposition."""
+
+    scaling: Scaling = "whitening"
+    """Statistic of the input that the error is weighted with; none is the plain SVD."""
+
+    alpha: Annotated[Number, Field(ge=0, le=4)] = 0.5
+    """Power of the diagonal statistic; whitening has none and ignores it."""
+
+    damping: Annotated[Number, Field(gt=0)] = 1e-6
+    """Added to the statistic, relative to its mean; raised where a factorisation fails."""
+
+    sigma_split: SigmaSplit = "both"
+    """Which factor takes the singular values: their root in both, or all in U or V."""
+
+    kept_ratio: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """Parameters of every layer after / before, the same for all; or give `ranks`."""
+
+    ranks: Annotated[dict[Text, Count], Field(min_length=1)] | None = None
+    """Rank by pattern of layer name; the last pattern that matches wins, others stay dense."""
+
+    rank_multiple: Count = 32
+    """A rank that follows from `kept_ratio` is rounded to a multiple of this."""
+
+    sequential: Bool = False
+    """Collect a block's statistics from the compressed blocks before it, not the dense ones."""
+
+    include: tuple[Text, ...] = ("*",)
+    """Patterns of layers to decompose, on the full name or its last part."""
+
+    exclude: tuple[Text, ...] = ()
+    """Patterns of layers to leave as they are; stronger than `include`."""
+
+    lm_head: Bool = False
+    """Decompose the output head too."""
+
+    @model_validator(mode="after")
+    def _one_target(self) -> DecomposeSection:
+        if (self.kept_ratio is None) == (self.ranks is None):
+            which = "neither" if self.ranks is None else "both"
+            raise ValueError(f"needs exactly one of `kept_ratio` and `ranks`, and has {which}")
+        return self
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether statistics of the activations are wanted."""
+        return self.scaling != "none" or self.sequential
+
+    def selects(self, layer_name: str) -> bool:
+        """Whether `include` and `exclude` let this layer through."""
+        return matches(layer_name, self.include) and not matches(layer_name, self.exclude)
+
+    def rank_for(self, layer_name: str) -> int | None:
+        """The rank that `ranks` gives a layer; None where no pattern matches."""
+        chosen: int | None = None
+        for pattern, rank in (self.ranks or {}).items():
+            if matches(layer_name, [pattern]):
+                chosen = rank
+        return chosen

@@ -1,0 +1,1 @@
+"""Text to token windows, and statistics of activations at a site."""
