@@ -1,0 +1,144 @@
+"""The ONNX exporter. Heavy modules are imported where they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from asvd_q.artefact import ParityBounds, Refusal
+from asvd_q.plan import FLOAT_BYTES
+from asvd_q_exporters.onnx.layout import BLOCK_SIZES, nbits_layout
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from asvd_q.plan import LayerPlan, Plan, QuantSpec, Slot
+    from asvd_q.store import Store
+    from asvd_q_exporters.onnx.runner import OnnxRunner
+
+__all__ = ["OnnxExporter", "OnnxOptions"]
+
+_METHODS = ("rtn", "gptq")
+"""Methods whose result is integer codes on an affine grid, which is what `MatMulNBits` holds."""
+
+
+class OnnxOptions(BaseModel):
+    """Options of the ONNX format.
+
+    Attributes:
+        dtype: of activations, scales, float matrices, and the key-value cache.
+        accuracy_level: of `MatMulNBits`. 4 multiplies with activations rounded to int8; 0 and 1
+            compute in float32, where 2 and 8 bits are slower by two orders of magnitude.
+        opset: of the standard operators.
+        external_data: weights in `model.onnx_data` beside the graph; `auto` does so above
+            1.5 GB, because a protobuf file ends at 2 GB.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: Literal["float32", "float16"] = "float32"
+    accuracy_level: Literal[0, 1, 4] = 4
+    opset: int = Field(21, ge=18, le=23)
+    external_data: Literal["auto"] | bool = "auto"
+
+
+class OnnxExporter:
+    """Writes a store as `model.onnx` in the layout that optimum gives to causal models.
+
+    Inputs are `input_ids`, `attention_mask`, `position_ids` and `past_key_values.%d.key/value`,
+    outputs `logits` and `present.%d.key/value`; batch and sequence are dynamic, and a past of
+    length zero is a prefill.
+    """
+
+    name: ClassVar[str] = "onnx"
+    options_model: ClassVar[type[BaseModel]] = OnnxOptions
+
+    def __init__(self, options: BaseModel | None = None) -> None:
+        chosen = OnnxOptions() if options is None else options
+        if not isinstance(chosen, OnnxOptions):
+            raise TypeError(f"options of the onnx format are OnnxOptions, not {type(chosen)}")
+        self.options = chosen
+        self.bounds = _bounds(chosen)
+
+    def can_express(self, plan: Plan) -> list[Refusal]:
+        """Methods without integer codes, and group sizes that no block has."""
+        return [
+            refusal
+            for layer in plan
+            for slot, (_, columns) in layer.slot_shapes().items()
+            if (spec := layer.quantization[slot]) is not None
+            if (refusal := _refusal(layer.name, spec, columns)) is not None
+        ]
+
+    def stored_bytes(self, layer: LayerPlan) -> int:
+        """Bytes of the layer's initializers, without bias."""
+        scale_bytes = FLOAT_BYTES[self.options.dtype]
+        total = 0
+        for slot, shape in layer.slot_shapes().items():
+            spec = layer.quantization[slot]
+            if spec is None:
+                total += shape[0] * shape[1] * scale_bytes
+            else:
+                total += nbits_layout(shape, spec, scale_bytes).nbytes(scale_bytes)
+        return total
+
+    def write(self, store: Store, folder: Path) -> None:
+        """Write `model.onnx`, `config.json` and the tokenizer's files.
+
+        One weight is in memory at a time: the graph is traced over placeholders.
+
+        Raises:
+            ExportError: naming the layer that the format or the tracer cannot hold.
+        """
+        from asvd_q_exporters.onnx.write import write_artefact
+
+        write_artefact(store, folder, self.options)
+
+    def open(self, folder: Path) -> OnnxRunner:
+        """The artefact in ONNX Runtime, on the CPU.
+
+        Raises:
+            ArtefactError: no model there, or a damaged one.
+        """
+        from asvd_q_exporters.onnx.runner import OnnxRunner
+
+        return OnnxRunner(folder)
+
+    def read(self, folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
+        """The matrices in `model.onnx`, read with numpy and the ONNX protobuf alone.
+
+        Raises:
+            ArtefactError: the file is damaged, or a matrix is missing.
+        """
+        from asvd_q_exporters.onnx.unpack import read_layers
+
+        yield from read_layers(folder)
+
+
+def _refusal(layer: str, spec: QuantSpec, columns: int) -> Refusal | None:
+    if spec.method not in _METHODS:
+        return Refusal(
+            layer,
+            f"ONNX Runtime's MatMulNBits cannot hold the codes of {spec.method}",
+            f"quantize it with {' or '.join(_METHODS)}",
+        )
+    group = spec.group_width(columns)
+    if group < columns and group not in BLOCK_SIZES:
+        nearest = min(BLOCK_SIZES, key=lambda size: abs(size - group))
+        return Refusal(
+            layer,
+            f"ONNX Runtime's MatMulNBits has no blocks of {group} columns",
+            f"use group_size {nearest} (16, 32, 64, 128, 256 and -1 work)",
+        )
+    return None
+
+
+def _bounds(options: OnnxOptions) -> ParityBounds:
+    if options.accuracy_level == 4:
+        return ParityBounds(relative_error=5e-2, kl=2e-2, agreement=0.95)
+    if options.dtype == "float16":
+        return ParityBounds(relative_error=1e-2, kl=1e-3, agreement=0.98)
+    return ParityBounds(relative_error=1e-3, kl=1e-5, agreement=0.999)

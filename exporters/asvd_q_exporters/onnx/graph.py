@@ -1,0 +1,185 @@
+"""The model's graph, traced over placeholders."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from asvd_q.errors import ExportError
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+__all__ = ["quiet", "trace"]
+
+_BATCH, _NEW, _PAST, _ALL = "batch_size", "sequence_length", "past_sequence_length", "total_length"
+
+
+class _Decoder(nn.Module):
+    """A causal model as a function of tokens and past keys and values."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past: list[tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, ...]:
+        from transformers import DynamicCache
+
+        cache = DynamicCache(past)
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        present = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        return (output.logits, *present)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the tracer's warnings and log lines, which say nothing to a user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def trace(model: Any, dtype: torch.dtype, opset: int) -> onnx_ir.Model:
+    """Trace a causal language model.
+
+    Args:
+        model: a Hugging Face model whose parameters may be placeholders.
+        dtype: of keys and values.
+        opset: of the standard operators.
+
+    Returns:
+        The graph. Its parameters are initializers without a value, under the names they have
+        in `model`; its inputs and outputs are named as optimum names them.
+
+    Raises:
+        ExportError: torch cannot trace this architecture.
+    """
+    parameters = {f"model.{name}" for name, _ in model.named_parameters(remove_duplicate=False)}
+    traced = _traced(_Decoder(model).eval(), _past(model.config, dtype), opset)
+    weights = [value for name, value in traced.graph.initializers.items() if name in parameters]
+    # As inputs the optimizer cannot fold them: a placeholder's value must not end up in a node.
+    for value in weights:
+        del traced.graph.initializers[value.name]
+        value.const_value = None
+        traced.graph.inputs.append(value)
+    _optimize(traced)
+    for value in weights:
+        traced.graph.inputs.remove(value)
+        value.name = value.name.removeprefix("model.")
+        traced.graph.initializers[value.name] = value
+    _name_inputs_and_outputs(traced)
+    _strip(traced)
+    return traced
+
+
+def _past(config: Any, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Example keys and values: (batch 2, heads, past 3, width of a head) of every block."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    shape = (2, heads, 3, width)
+    return [
+        (torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
+        for _ in range(text.num_hidden_layers)
+    ]
+
+
+def _traced(decoder: nn.Module, past: list[tuple[Tensor, Tensor]], opset: int) -> onnx_ir.Model:
+    from torch.onnx import OnnxExporterError
+
+    free = torch.export.Dim.DYNAMIC
+    tokens = torch.zeros((2, 2), dtype=torch.int64)
+    try:
+        program = torch.onnx.export(
+            decoder,
+            (tokens, torch.ones((2, 5), dtype=torch.int64), tokens.clone(), past),
+            dynamic_shapes=(
+                *({0: free, 1: free} for _ in range(3)),
+                [({0: free, 2: free}, {0: free, 2: free}) for _ in past],
+            ),
+            dynamo=True,
+            opset_version=opset,
+            optimize=False,
+            verbose=False,
+        )
+    except OnnxExporterError as error:
+        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ExportError(
+            f"torch cannot trace this architecture to ONNX: {cause}; use the transformers format"
+        ) from error
+    assert program is not None
+    return program.model
+
+
+def _optimize(model: onnx_ir.Model) -> None:
+    from onnxscript import optimizer
+
+    optimizer.optimize(model)
+
+
+def _name_inputs_and_outputs(model: onnx_ir.Model) -> None:
+    import onnx_ir
+
+    count = (len(model.graph.outputs) - 1) // 2
+    layers = [f"{index}.{kind}" for index in range(count) for kind in ("key", "value")]
+    tokens = {
+        "input_ids": (_BATCH, _NEW),
+        "attention_mask": (_BATCH, _ALL),
+        "position_ids": (_BATCH, _NEW),
+    }
+    inputs = [*tokens, *(f"past_key_values.{layer}" for layer in layers)]
+    outputs = ["logits", *(f"present.{layer}" for layer in layers)]
+    for value, name in zip(model.graph.inputs, inputs, strict=True):
+        value.name = name
+        assert value.shape is not None
+        dims = tokens.get(name, (_BATCH, value.shape[1], _PAST, value.shape[-1]))
+        value.shape = onnx_ir.Shape(dims)
+    for value, name in zip(model.graph.outputs, outputs, strict=True):
+        value.name = name
+        assert value.shape is not None
+        last = value.shape[-1]
+        logits = name == "logits"
+        dims = (_BATCH, _NEW, last) if logits else (_BATCH, value.shape[1], _ALL, last)
+        value.shape = onnx_ir.Shape(dims)
+
+
+def _strip(model: onnx_ir.Model) -> None:
+    """Remove what the tracer notes about sources, paths and symbols: it is not the model."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.doc_string = model.graph.doc_string = None
+    ends = {id(value) for value in model.graph.outputs}
+    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+        value.doc_string = None
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            value.doc_string = None
+            if id(value) not in ends:
+                value.type = value.shape = None

@@ -1,0 +1,120 @@
+"""Modules that stand in for linear layers while the model is traced.
+
+Their weights are placeholders without memory: a single element, expanded. Names and shapes are
+those of the file's initializers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from asvd_q.plan import LayerPlan, QuantSpec
+from asvd_q_exporters.onnx.layout import NBitsLayout, nbits_layout
+
+__all__ = ["FloatLinear", "LowRank", "NBitsLinear", "TiedHead", "placeholder", "stand_in"]
+
+
+def placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
+    """A parameter of that shape which occupies one element."""
+    return nn.Parameter(torch.zeros((), dtype=dtype).expand(shape), requires_grad=False)
+
+
+class FloatLinear(nn.Module):
+    """y = x Wᵀ + bias with W stored as (in, out), so that the graph transposes no weight."""
+
+    def __init__(self, shape: tuple[int, int], bias: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = placeholder((shape[1], shape[0]), dtype)
+        self.bias = placeholder((shape[0],), dtype) if bias else None
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        output = torch.matmul(hidden_states, self.weight)
+        return output if self.bias is None else output + self.bias
+
+
+class NBitsLinear(nn.Module):
+    """The same with W as integer codes: one `MatMulNBits`."""
+
+    def __init__(
+        self, layout: NBitsLayout, bias: bool, dtype: torch.dtype, accuracy_level: int
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        self.accuracy_level = accuracy_level
+        self.codes = placeholder(layout.codes_shape, torch.uint8)
+        self.scales = placeholder(layout.scales_shape, dtype)
+        self.zero_points = (
+            placeholder(layout.zero_points_shape, torch.uint8) if layout.zero_points else None
+        )
+        self.bias = placeholder((layout.rows,), dtype) if bias else None
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        inputs = [hidden_states, self.codes, self.scales]
+        if self.zero_points is not None:
+            inputs.append(self.zero_points)
+        output = torch.onnx.ops.symbolic(
+            "com.microsoft::MatMulNBits",
+            inputs,
+            {
+                "K": self.layout.columns,
+                "N": self.layout.rows,
+                "bits": self.layout.bits,
+                "block_size": self.layout.block,
+                "accuracy_level": self.accuracy_level,
+            },
+            dtype=hidden_states.dtype,
+            shape=(*hidden_states.shape[:-1], self.layout.rows),
+            version=1,
+        )
+        return output if self.bias is None else output + self.bias
+
+
+class LowRank(nn.Module):
+    """y = A (B x) + bias, under the names of the store's slots."""
+
+    def __init__(self, b: nn.Module, a: nn.Module) -> None:
+        super().__init__()
+        self.BLinear = b
+        self.ALinear = a
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        output: Tensor = self.ALinear(self.BLinear(hidden_states))
+        return output
+
+
+class TiedHead(nn.Module):
+    """The output head that shares the embedding's matrix (vocabulary, hidden).
+
+    `Gemm` reads it transposed in place, so the file holds it once.
+    """
+
+    def __init__(self, embedding: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = embedding
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        batch, tokens, hidden = hidden_states.shape
+        logits: Tensor = torch.onnx.ops.symbolic(
+            "Gemm",
+            (hidden_states.reshape(-1, hidden), self.weight),
+            {"transB": 1},
+            dtype=hidden_states.dtype,
+            shape=(batch * tokens, self.weight.shape[0]),
+        )
+        return logits.reshape(batch, tokens, self.weight.shape[0])
+
+
+def stand_in(layer: LayerPlan, bias: bool, dtype: torch.dtype, accuracy_level: int) -> nn.Module:
+    """The module for one stored layer; the bias is added once, after A."""
+
+    def matrix(shape: tuple[int, int], spec: QuantSpec | None, bias: bool) -> nn.Module:
+        if spec is None:
+            return FloatLinear(shape, bias, dtype)
+        layout = nbits_layout(shape, spec, dtype.itemsize)
+        return NBitsLinear(layout, bias, dtype, accuracy_level)
+
+    shapes, specs = layer.slot_shapes(), layer.quantization
+    if layer.form == "dense":
+        return matrix(shapes["weight"], specs["weight"], bias)
+    return LowRank(matrix(shapes["B"], specs["B"], False), matrix(shapes["A"], specs["A"], bias))

@@ -1,0 +1,139 @@
+"""An ONNX file, written with one tensor in memory at a time.
+
+The protobuf library would hold all weights, and then the whole file once more. Only the few
+bytes around a tensor's values need it; the values go from the reader to the file.
+
+Source: https://protobuf.dev/programming-guides/encoding/ and onnx.proto.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir
+
+from asvd_q.errors import ExportError
+from asvd_q.files import atomic_path
+
+__all__ = ["DATA_FILE", "MODEL_FILE", "save"]
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx_data"
+_EXTERNAL_ABOVE = 1_500_000_000
+_PROTOBUF_LIMIT = 2**31 - 2**24
+_SMALL = 1024
+_ALIGNMENT = 64
+
+# Field numbers of onnx.proto, each with wire type 2 (length-delimited).
+_MODEL_GRAPH = bytes([7 << 3 | 2])
+_GRAPH_INITIALIZER = bytes([5 << 3 | 2])
+_TENSOR_RAW_DATA = bytes([9 << 3 | 2])
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A TensorProto in pieces: all but its values, and the values still to be read."""
+
+    header: bytes
+    values: onnx_ir.TensorProtocol | None = None
+
+    @property
+    def prefix(self) -> bytes:
+        if self.values is None:
+            return self.header
+        return self.header + _TENSOR_RAW_DATA + _varint(self.values.nbytes)
+
+    @property
+    def size(self) -> int:
+        return len(self.prefix) + (0 if self.values is None else self.values.nbytes)
+
+
+def save(model: onnx_ir.Model, folder: Path, external_data: bool | str) -> None:
+    """Write `model.onnx`, and `model.onnx_data` where the weights lie outside it.
+
+    Args:
+        model: its initializers may be lazy; each is evaluated once.
+        folder: existing.
+        external_data: True, False, or "auto": outside above 1.5 GB.
+
+    Raises:
+        ExportError: too large for one file, and `external_data` forbids a second.
+    """
+    values = list(model.graph.initializers.values())
+    tensors = [(value.name, value.const_value) for value in values]
+    size = sum(tensor.nbytes for _, tensor in tensors)
+    if external_data == "auto":
+        external_data = size > _EXTERNAL_ABOVE
+    if not external_data and size > _PROTOBUF_LIMIT:
+        raise ExportError(
+            f"external_data: false is not possible for weights of {size / 2**30:.1f} GiB, "
+            "because an ONNX file ends at 2 GiB; use auto"
+        )
+    if external_data:
+        entries = _write_data(tensors, folder / DATA_FILE)
+    else:
+        entries = [_Entry(_header(name, tensor), tensor) for name, tensor in tensors]
+    model.graph.initializers.clear()
+    proto = onnx_ir.to_proto(model)
+    for value in values:
+        model.graph.initializers[value.name] = value
+    _write_model(proto, entries, folder / MODEL_FILE)
+
+
+def _write_data(tensors: list[tuple[str, onnx_ir.TensorProtocol]], path: Path) -> list[_Entry]:
+    """Write all but the small tensors outside; returns what the graph says of each."""
+    entries: list[_Entry] = []
+    with atomic_path(path) as partial, partial.open("wb") as stream:
+        for name, tensor in tensors:
+            if tensor.nbytes < _SMALL:
+                entries.append(_Entry(_header(name, tensor), tensor))
+                continue
+            stream.write(bytes(-stream.tell() % _ALIGNMENT))
+            offset = stream.tell()
+            stream.write(_bytes(name, tensor))
+            entries.append(_Entry(_header(name, tensor, offset)))
+    return entries
+
+
+def _write_model(proto: onnx.ModelProto, entries: list[_Entry], path: Path) -> None:
+    graph = proto.graph.SerializeToString(deterministic=True)
+    proto.ClearField("graph")
+    size = len(graph) + sum(1 + len(_varint(entry.size)) + entry.size for entry in entries)
+    with atomic_path(path) as partial, partial.open("wb") as stream:
+        stream.write(proto.SerializeToString(deterministic=True))
+        stream.write(_MODEL_GRAPH + _varint(size) + graph)
+        for entry in entries:
+            stream.write(_GRAPH_INITIALIZER + _varint(entry.size) + entry.prefix)
+            if entry.values is not None:
+                stream.write(_bytes("", entry.values))
+
+
+def _header(name: str, tensor: onnx_ir.TensorProtocol, offset: int | None = None) -> bytes:
+    proto = onnx.TensorProto(
+        name=name, data_type=int(tensor.dtype), dims=[int(size) for size in tensor.shape]
+    )
+    if offset is not None:
+        proto.data_location = onnx.TensorProto.EXTERNAL
+        place = {"location": DATA_FILE, "offset": offset, "length": tensor.nbytes}
+        for key, value in place.items():
+            proto.external_data.add(key=key, value=str(value))
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def _bytes(name: str, tensor: onnx_ir.TensorProtocol) -> bytes:
+    data: bytes = tensor.tobytes()
+    if len(data) != tensor.nbytes:
+        raise ExportError(f"{name}: {len(data)} bytes where the graph wants {tensor.nbytes}")
+    return data
+
+
+def _varint(number: int) -> bytes:
+    """Base 128, low digits first, the top bit set on all but the last byte."""
+    digits = bytearray()
+    while number > 0x7F:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    digits.append(number)
+    return bytes(digits)

@@ -1,0 +1,145 @@
+"""The source's architecture with stored layers in place, and no weight in memory."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from asvd_q.errors import ExportError
+from asvd_q.models import SourceModel
+from asvd_q.plan import LayerPlan, Slot
+from asvd_q.store import Store
+from asvd_q_exporters.onnx.layers import FloatLinear, TiedHead, placeholder, stand_in
+
+__all__ = ["Origin", "Skeleton", "build_skeleton"]
+
+_FACTORS: dict[Slot, str] = {"B": "BLinear", "A": "ALinear"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the values of one parameter come from.
+
+    Attributes:
+        part: "codes", "scales" or "zero_points" of a quantized matrix; "tensor" otherwise.
+        layer: the stored layer, with `slot`; None for a tensor of the source model.
+        tensor: name in the source model, when `layer` is None.
+        transposed: whether the file holds the transpose of what is stored.
+    """
+
+    part: str = "tensor"
+    layer: LayerPlan | None = None
+    slot: Slot | None = None
+    tensor: str = ""
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A model to trace.
+
+    Attributes:
+        model: the Hugging Face model, all parameters placeholders, buffers real.
+        origins: of every parameter, by its name in the model.
+        shared: parameters that are another one's matrix, by name: a tied head.
+    """
+
+    model: nn.Module
+    origins: dict[str, Origin]
+    shared: dict[str, str]
+
+
+def build_skeleton(store: Store, dtype: torch.dtype, accuracy_level: int) -> Skeleton:
+    """Build the architecture on the meta device and put the stand-ins in.
+
+    Raises:
+        ExportError: a stored layer is no linear layer of this architecture.
+    """
+    model = _empty_model(store.source, dtype)
+    for owner in model.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            setattr(owner, name, placeholder(tuple(parameter.shape), parameter.dtype))
+    shared = _tie_head(model, store)
+    origins: dict[str, Origin] = {}
+    for record in store.records():
+        if f"{record.name}.weight" not in shared:
+            origins |= _place_layer(model, record.as_plan(), dtype, accuracy_level)
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear:
+            shape = (module.out_features, module.in_features)
+            replacement = FloatLinear(shape, module.bias is not None, dtype)
+            model.set_submodule(name, replacement)
+            origins[f"{name}.weight"] = Origin(tensor=f"{name}.weight", transposed=True)
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        if name not in shared:
+            origins.setdefault(name, Origin(tensor=name))
+    return Skeleton(model.eval(), origins, shared)
+
+
+def _empty_model(source: SourceModel, dtype: torch.dtype) -> Any:
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    # Eager attention masks with a finite number: rows of padding stay finite, where a softmax
+    # over minus infinity would put NaN into the cache.
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(
+            copy.deepcopy(source.config),
+            attn_implementation="eager",
+            dtype=dtype,
+            trust_remote_code=source.trust_remote_code,
+        )
+
+
+def _tie_head(model: Any, store: Store) -> dict[str, str]:
+    """Let the head read the embedding, where the model ties them and the plan changes neither."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    names = {module: name for name, module in model.named_modules()}
+    if head not in names or embedding not in names:
+        return {}
+    head_name, embedding_name = names[head], names[embedding]
+    if any(record.name == head_name and record.as_plan().changed for record in store.records()):
+        return {}
+    tied = model.config.get_text_config().tie_word_embeddings
+    if not tied or not _same(store.source, f"{head_name}.weight", f"{embedding_name}.weight"):
+        return {}
+    model.set_submodule(head_name, TiedHead(embedding.weight))
+    return {f"{head_name}.weight": f"{embedding_name}.weight"}
+
+
+def _same(source: SourceModel, one: str, other: str) -> bool:
+    """Some checkpoints hold a head of their own although the configuration ties it."""
+    return source.resolve(one) is None or torch.equal(source.tensor(one), source.tensor(other))
+
+
+def _place_layer(
+    model: nn.Module, layer: LayerPlan, dtype: torch.dtype, accuracy_level: int
+) -> dict[str, Origin]:
+    from transformers.pytorch_utils import Conv1D
+
+    try:
+        module = model.get_submodule(layer.name)
+    except AttributeError:
+        module = None
+    if not isinstance(module, nn.Linear | Conv1D):
+        raise ExportError(
+            f"{layer.name}: the onnx format holds linear layers, and this is not one of the "
+            f"model's ({type(module).__name__}); leave it out of the recipe's layers"
+        )
+    replacement = stand_in(layer, module.bias is not None, dtype, accuracy_level)
+    model.set_submodule(layer.name, replacement)
+    origins: dict[str, Origin] = {}
+    for name, _ in replacement.named_parameters():
+        matrix, _, part = name.rpartition(".")
+        if part == "bias":
+            origin = Origin(tensor=f"{layer.name}.bias")
+        else:
+            slot: Slot = next((s for s, factor in _FACTORS.items() if factor == matrix), "weight")
+            is_float = part == "weight"
+            origin = Origin("tensor" if is_float else part, layer, slot, transposed=is_float)
+        origins[f"{layer.name}.{name}"] = origin
+    return origins

@@ -1,0 +1,134 @@
+"""Reads an ONNX artefact's weights with numpy and the ONNX protobuf alone.
+
+Written from the operator's specification, and shares no code with the exporter on purpose: what
+both agree on is in the bytes.
+
+Source: onnxruntime, docs/ContribOperators.md, "com.microsoft.MatMulNBits".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from asvd_q.artefact import METADATA_FILE, read_metadata
+from asvd_q.errors import ArtefactError
+from asvd_q.records import ArtefactMetadata, LayerRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from asvd_q.plan import QuantSpec, Slot
+
+__all__ = ["read_layers"]
+
+
+def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
+    """Every layer of the artefact's records: name, and float32 (out, in) by slot.
+
+    Raises:
+        ArtefactError: no model, a damaged one, or one that lacks a matrix of its records.
+    """
+    import torch
+
+    path = folder / "model.onnx"
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
+        raise ArtefactError(f"{path} cannot be read: {_line(error)}; export it again") from error
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = {
+        node.input[1]: {entry.name: entry.i for entry in node.attribute}
+        for node in model.graph.node
+        if node.op_type == "MatMulNBits"
+    }
+    shared = json.loads(properties.get("asvd_q.shared", "{}"))
+
+    def array(name: str) -> NDArray[Any]:
+        try:
+            return numpy_helper.to_array(tensors[name], base_dir=str(folder))
+        except (KeyError, OSError, ValueError, onnx.checker.ValidationError) as error:
+            raise ArtefactError(f"{path} holds no readable {name}; export it again") from error
+
+    def matrix(prefix: str, shape: tuple[int, int], spec: QuantSpec | None) -> NDArray[np.float32]:
+        weight = f"{prefix}.weight"
+        if weight in shared:
+            return array(shared[weight]).astype(np.float32)
+        if spec is None:
+            return array(weight).T.astype(np.float32)
+        attributes = nodes.get(f"{prefix}.codes")
+        if attributes is None:
+            raise ArtefactError(f"{path} has no MatMulNBits node for {prefix}; export it again")
+        zeros = f"{prefix}.zero_points"
+        return _dequantize(
+            array(f"{prefix}.codes"),
+            array(f"{prefix}.scales"),
+            array(zeros) if zeros in tensors else None,
+            attributes,
+        ).reshape(shape)
+
+    for record in _metadata(folder, properties).layers:
+        yield (
+            record.name,
+            {
+                slot: torch.from_numpy(
+                    np.ascontiguousarray(matrix(prefix, shape, record.quantization[slot]))
+                )
+                for slot, prefix, shape in _matrices(record)
+            },
+        )
+
+
+def _metadata(folder: Path, properties: Mapping[str, str]) -> ArtefactMetadata:
+    if (folder / METADATA_FILE).is_file() or "asvd_q" not in properties:
+        return read_metadata(folder)
+    return ArtefactMetadata.model_validate_json(properties["asvd_q"])
+
+
+def _matrices(record: LayerRecord) -> Iterator[tuple[Slot, str, tuple[int, int]]]:
+    rows, columns = record.shape
+    if record.rank is None:
+        yield "weight", record.name, record.shape
+    else:
+        yield "B", f"{record.name}.BLinear", (record.rank, columns)
+        yield "A", f"{record.name}.ALinear", (rows, record.rank)
+
+
+def _dequantize(
+    codes: NDArray[np.uint8],
+    scales: NDArray[Any],
+    zero_points: NDArray[np.uint8] | None,
+    attributes: Mapping[str, int],
+) -> NDArray[np.float32]:
+    """W[n, k] = (code − zero point) · scale of the block that k lies in."""
+    rows, columns, bits = attributes["N"], attributes["K"], attributes["bits"]
+    block = attributes["block_size"]
+    blocks = (columns + block - 1) // block
+    q = _unpack(codes.reshape(rows, -1), bits).reshape(rows, blocks, block).astype(np.float32)
+    if zero_points is None:
+        q -= np.float32(2 ** (bits - 1))
+    else:
+        zeros = _unpack(zero_points.reshape(rows, -1), bits)[:, :blocks]
+        q -= zeros.astype(np.float32)[:, :, None]
+    q *= scales.reshape(rows, blocks, 1).astype(np.float32)
+    return q.reshape(rows, blocks * block)[:, :columns]
+
+
+def _unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """(rows, bytes) to (rows, codes): the first code in the lowest bits of a byte."""
+    offsets = np.arange(0, 8, bits, dtype=np.uint8)
+    mask = np.uint8(2**bits - 1)
+    return ((packed[:, :, None] >> offsets) & mask).reshape(packed.shape[0], -1)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
