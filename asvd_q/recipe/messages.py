@@ -165,9 +165,8 @@ def _unknown_key(key: str, models: Sequence[type[BaseModel]]) -> str:
 def _choices(value: Any, expected: str) -> str:
     names = re.findall(r"'([^']*)'", expected)
     close = get_close_matches(value, names, n=1) if isinstance(value, str) else []
-    hint = f"did you mean {close[0]!r}? " if close else ""
     listed = expected.replace("True", "true").replace("False", "false")
-    return f"{hint}Allowed: {listed}"
+    return f"did you mean {close[0]!r}? Allowed: {listed}" if close else f"allowed: {listed}"
 
 
 def _is(value: Any) -> str:

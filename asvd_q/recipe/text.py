@@ -75,7 +75,9 @@ def parse_yaml(text: str, origin: str) -> Any:
         raise RecipeError(f"{origin}{line}: {problem}") from None
     except yaml.reader.ReaderError as error:
         raise RecipeError(f"{origin}: not YAML: {error.reason}") from None
-    except (RecursionError, ValueError) as error:
+    except RecursionError:
+        raise RecipeError(f"{origin}: nested too deeply to be a recipe") from None
+    except ValueError as error:
         raise RecipeError(f"{origin}: not YAML that can be read: {error}") from None
 
 

@@ -1,0 +1,215 @@
+"""Every kind of bad input has one line: the key's path, its value, and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from asvd_q.recipe import explain_validation_error
+from tests.recipe.test_load import RECIPE, recipe_file, refused
+
+__all__ = ["recipe_file"]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "decompose.scalling=rms",
+            "decompose.scalling is not a key here: did you mean 'scaling'? Allowed: method, "
+            "scaling, alpha,",
+        ),
+        ("decompose.zzz=1", "decompose.zzz is not a key here. Allowed: method,"),
+        ("modell=x", "modell is not a key here: did you mean 'model'?"),
+        ("calibration.corpra=x", "calibration.corpra is not a key here: did you mean 'corpora'?"),
+        ("quantize.dense.bts=3", "quantize.dense.bts is not a key here: did you mean 'bits'?"),
+        ("quantize.factors.Q.bits=3", "quantize.factors.Q is not a key here. Allowed: A, B"),
+        (
+            "quantize.overrides.0.mach=x",
+            "quantize.overrides.0.mach is not a key here: did you mean 'match'?",
+        ),
+        ("calibration.corpora.1.splt=x", "calibration.corpora.1.splt is not a key here"),
+        (
+            "decompose.scaling=whitenin",
+            "decompose.scaling is 'whitenin': did you mean 'whitening'? Allowed: 'abs_mean', "
+            "'abs_max', 'rms', 'fisher', 'whitening' or 'none'",
+        ),
+        ("decompose.sigma_split=w", "decompose.sigma_split is 'w': allowed: 'both', 'u' or 'v'"),
+        ("decompose.method=svd", "decompose.method is 'svd': "),
+        ("device=gpu", "device is 'gpu': did you mean 'cpu'? Allowed: 'auto', 'cpu' or 'cuda'"),
+        ("compute_dtype=fp32", "compute_dtype is 'fp32': "),
+        ("model.dtype=bf16", "'auto', 'float32', 'float16' or 'bfloat16'"),
+        ("calibration.bos=yes", "calibration.bos is 'yes': allowed: 'auto', true or false"),
+        ("calibration.hidden_states=ram", "allowed: 'memory' or 'disk'"),
+        ("version=2", "version is 2: allowed: 1"),
+        ("decompose.alpha=9", "decompose.alpha is 9: allowed is at least 0 and at most 4"),
+        ("decompose.alpha=.nan", "decompose.alpha is nan: "),
+        ("decompose.alpha=much", "decompose.alpha is 'much': expected a number"),
+        ("decompose.damping=0", "decompose.damping is 0: allowed is above 0"),
+        (
+            "decompose.kept_ratio=1.5",
+            "decompose.kept_ratio is 1.5: allowed is above 0 and at most 1",
+        ),
+        ("decompose.rank_multiple=0", "decompose.rank_multiple is 0: allowed is at least 1"),
+        ("decompose.lm_head=1", "decompose.lm_head is 1: expected true or false"),
+        ("decompose.include=q_proj", "decompose.include is 'q_proj': expected a list"),
+        ("decompose.ranks={q_proj: 0}", "decompose.ranks.q_proj is 0: allowed is at least 1"),
+        ("decompose.ranks={'*.q': x}", "decompose.ranks.'*.q' is 'x': expected a whole number"),
+        ("decompose.ranks={1: 3}", "decompose.ranks.1 is not possible as a key here"),
+        (
+            "decompose.ranks={a: 3}",
+            "decompose: needs exactly one of `kept_ratio` and `ranks`, and has both",
+        ),
+        (
+            "decompose.kept_ratio=null",
+            "decompose: needs exactly one of `kept_ratio` and `ranks`, and has neither",
+        ),
+        ("quantize.bits=1", "quantize.bits is 1: allowed is at least 2 and at most 8"),
+        ("quantize.bits=4.0", "quantize.bits is 4.0: expected a whole number"),
+        ("quantize.bits='4'", "quantize.bits is '4': expected a whole number"),
+        ("quantize.bits=null", "quantize.bits is null: expected a whole number"),
+        ("quantize.bits=true", "quantize.bits is true: expected a whole number"),
+        (
+            "quantize.group_size=8",
+            "quantize.group_size is 8: allowed are -1 (one scale per output channel) and 16 to 256",
+        ),
+        ("quantize.symmetric=yes", "quantize.symmetric is 'yes': expected true or false"),
+        ("quantize.method=rtm", "quantize.method is 'rtm': no method of that name. Allowed: rtn"),
+        ("quantize.dense=true", "quantize.dense is true: allowed is false, which leaves"),
+        ("quantize.dense={bits: 9}", "quantize.dense.bits is 9: allowed is at least 2"),
+        ("quantize.overrides.0.bits=9", "quantize.overrides.0.bits is 9: "),
+        ("quantize.overrides.1.bits=4", "quantize.overrides.1.match is missing: Pattern on the"),
+        (
+            "quantize.overrides.0.slot=C",
+            "quantize.overrides.0.slot is 'C': allowed: 'weight', 'A' or 'B'",
+        ),
+        ("quantize=rtn", "quantize is 'rtn': expected a mapping"),
+        ("model=null", "model is null: expected a mapping"),
+        ("model={}", "model.path is missing: Model folder, relative to the recipe file"),
+        ("model={pth: x}", "model.pth is not a key here: did you mean 'path'?"),
+        ("model.path=''", "model.path is empty"),
+        ("model.path=3", "model.path is 3: expected text, so put it in quotes"),
+        ("calibration.samples=some", "calibration.samples is 'some': expected a whole number"),
+        ("calibration.samples=1", "calibration: samples is 1 and there are 2 corpora"),
+        ("calibration.corpus=python-docs", "calibration: has both `corpus` and `corpora`"),
+        ("calibration.corpora=[]", "calibration.corpora is empty"),
+        (
+            "calibration.corpora=python-docs",
+            "calibration.corpora is 'python-docs': expected a list",
+        ),
+        (
+            "calibration.corpora.0=python-doc",
+            "calibration.corpora.0 is 'python-doc': no corpus of that name: did you mean "
+            "'python-docs'? Allowed: ",
+        ),
+        (
+            "calibration.corpora.1.source=x",
+            "calibration.corpora.1.source is 'x': no corpus of that name. Allowed: python-docs,",
+        ),
+        ("calibration={corpus: x.csv}", "calibration.corpus is 'x.csv': no corpus of that name"),
+        ("calibration={corpus: {source: x.csv}}", "calibration.corpus.source is 'x.csv': "),
+        ("calibration={corpus: 'hub:name'}", "calibration.corpus is 'hub:name': "),
+        ("calibration={}", "calibration.corpora is missing"),
+        ("calibration.corpora.1.weight=0", "calibration.corpora.1.weight is 0: allowed is above 0"),
+        (
+            "calibration.corpora.1.split=dev",
+            "python-source has the splits train and test, not 'dev'",
+        ),
+        ("calibration.corpora=[python-docs, python-docs]", "lists python-docs (train) twice"),
+        ("calibration=null", "decompose.scaling is 'whitening' and needs activation statistics"),
+        (
+            "evaluate={corpus: {source: python-docs, split: train}}",
+            "calibration and evaluate both read python-docs (train)",
+        ),
+        ("evaluate.windows=0", "evaluate.windows is 0: allowed is at least 1"),
+        ("export=onnx", "export is 'onnx': expected a list"),
+        ("export.0=onnx", "export.0 is 'onnx': expected a mapping"),
+        ("export.0={name: x}", "export.0.format is missing: Name of an installed exporter"),
+        ("export.0.name=../x", "export.0.name is '../x': expected letters, digits"),
+        ("export.0.level=[1]", "export.0: the option 'level' must be a plain value"),
+        ("export.1.format=onnx", "export.1: another export is called 'onnx' already"),
+        ("name=3", "name is 3: expected text, so put it in quotes"),
+    ],
+)
+def test_message(recipe_file: Path, override: str, expected: str) -> None:
+    assert expected in refused(recipe_file, override)
+
+
+def test_the_number_of_further_problems_is_told(recipe_file: Path) -> None:
+    message = refused(recipe_file, "quantize.bits=9", "seed=x", "decompose.alpha=-1")
+    assert message.endswith("(and 2 more)")
+
+
+def test_values_are_shortened_and_kept_on_one_line(recipe_file: Path) -> None:
+    recipe_file.write_text(RECIPE + 'device: "' + "a\\n" * 200 + '"\n"odd\\nkey": 1\n')
+    assert "'odd\\nkey' is not a key here" in refused(recipe_file)
+    recipe_file.write_text(RECIPE + 'device: "' + "a\\n" * 200 + '"\n')
+    assert len(refused(recipe_file)) < len(str(recipe_file)) + 150
+
+
+@pytest.mark.parametrize(
+    ("changes", "accepted"),
+    [
+        ({}, False),
+        ({"evaluate": {"corpus": "t.txt", "allow_overlap": True}}, True),
+        ({"evaluate": {"corpus": {"source": "./t.txt", "split": "x"}}}, False),
+        ({"evaluate": {"corpus": "u.txt"}}, True),
+        ({"evaluate": {"corpus": "t.{split}.txt"}}, True),
+        ({"calibration": {"corpus": "t.{split}.txt"}}, True),
+    ],
+)
+def test_a_file_is_the_same_text_whatever_its_split_is_called(
+    tmp_path: Path, changes: dict[str, object], accepted: bool
+) -> None:
+    import yaml
+
+    from asvd_q.recipe import load_recipe
+
+    for name in ("t.txt", "u.txt"):
+        (tmp_path / name).write_text("text")
+    recipe = {
+        "model": {"path": "m"},
+        "calibration": {"corpus": "t.txt"},
+        "evaluate": {"corpus": "t.txt"},
+    } | changes
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    if accepted:
+        load_recipe(file)
+    else:
+        assert "calibration and evaluate both read t (" in refused(file)
+
+
+def test_sequential_needs_calibration_too(recipe_file: Path) -> None:
+    overrides = ["calibration=null", "decompose.scaling=none", "decompose.sequential=true"]
+    assert "decompose.sequential is true and needs" in refused(recipe_file, *overrides)
+
+
+class OptionsOfSomeExporter(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    accuracy_level: Literal[0, 1, 4] = 0
+    shards: int = 1
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"accuracy_level": 2}, "r.yaml: export.0.accuracy_level is 2: allowed: 0, 1 or 4"),
+        (
+            {"accuracy": 2},
+            "r.yaml: export.0.accuracy is not a key here: did you mean 'accuracy_level'? "
+            "Allowed: accuracy_level, shards",
+        ),
+        ({"shards": "x"}, "r.yaml: export.0.shards is 'x': expected a whole number"),
+    ],
+)
+def test_options_of_an_exporter(options: dict[str, object], expected: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        OptionsOfSomeExporter.model_validate(options)
+    message = explain_validation_error(caught.value, "export.0", "r.yaml", OptionsOfSomeExporter)
+    assert message == expected
+    assert "\n" not in explain_validation_error(caught.value, "export.0", "r.yaml")

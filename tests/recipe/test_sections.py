@@ -1,0 +1,157 @@
+"""What the sections say about layers and matrices, and the schema for editors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from asvd_q.plan import QuantSpec
+from asvd_q.quantization import METHODS
+from asvd_q.recipe import (
+    QUANTIZATION_METHODS,
+    CalibrationSection,
+    CorpusSection,
+    DecomposeSection,
+    QuantizeSection,
+    Recipe,
+    json_schema,
+    load_recipe,
+    matches,
+)
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+Q0 = "model.layers.0.self_attn.q_proj"
+DOWN1 = "model.layers.1.mlp.down_proj"
+
+
+def quantize(text: str) -> QuantizeSection:
+    return QuantizeSection.model_validate(yaml.safe_load(text))
+
+
+def test_patterns_fit_the_full_name_or_its_last_part() -> None:
+    assert matches(Q0, ["q_proj"])
+    assert matches(Q0, ["*.self_attn.*"])
+    assert matches(Q0, ["model.layers.[01].*"])
+    assert not matches(Q0, ["Q_PROJ", "self_attn", "layers.0.*"])
+    assert not matches(Q0, [])
+
+
+def test_the_methods_are_those_that_can_run() -> None:
+    assert set(QUANTIZATION_METHODS) == set(METHODS)
+
+
+def test_the_base_is_the_default_spec() -> None:
+    section = QuantizeSection()
+    for slot in ("weight", "A", "B"):
+        assert section.spec_for(Q0, slot) == QuantSpec()  # type: ignore[arg-type]
+
+
+def test_narrower_settings_win() -> None:
+    section = quantize("""
+        bits: 4
+        group_size: 64
+        factors: {A: {bits: 6}, B: {symmetric: false}}
+        dense: {bits: 8}
+        overrides:
+          - {match: "*.q_proj", bits: 3, clip: mse}
+          - {match: "model.layers.0.*", slot: A, bits: 5}
+    """)
+    assert section.spec_for(DOWN1, "A") == QuantSpec(bits=6, group_size=64)
+    assert section.spec_for(DOWN1, "B") == QuantSpec(bits=4, group_size=64, symmetric=False)
+    assert section.spec_for(DOWN1, "weight") == QuantSpec(bits=8, group_size=64)
+    assert section.spec_for(Q0, "A") == QuantSpec(bits=5, group_size=64, clip="mse")
+    assert section.spec_for(Q0, "weight") == QuantSpec(bits=3, group_size=64, clip="mse")
+
+
+def test_what_is_left_in_floating_point() -> None:
+    section = quantize("""
+        exclude: [down_proj]
+        dense: false
+        overrides:
+          - {match: k_proj, skip: true}
+          - {match: v_proj, slot: B, skip: true}
+          - {match: o_proj, slot: weight, skip: false, bits: 4}
+          - {match: "*.self_attn.*", bits: 6}
+    """)
+    name = "model.layers.0.self_attn."
+    assert section.spec_for(DOWN1, "A") is None
+    assert section.spec_for(Q0, "weight") is None
+    assert section.spec_for(name + "k_proj", "A") is None
+    assert section.spec_for(name + "v_proj", "B") is None
+    assert section.spec_for(name + "v_proj", "A") == QuantSpec(bits=6)
+    assert section.spec_for(name + "o_proj", "weight") == QuantSpec(bits=6)
+    assert quantize("include: [q_proj]").spec_for(DOWN1, "weight") is None
+    undone = quantize("overrides: [{match: '*', skip: true}, {match: q_proj, skip: false}]")
+    assert undone.spec_for(Q0, "A") == QuantSpec()
+
+
+def test_ranks_by_pattern_the_last_match_wins() -> None:
+    section = DecomposeSection(
+        ranks={"*": 64, "q_proj": 32, "model.layers.0.*": 16}, exclude=("down_proj",)
+    )
+    assert section.rank_for(Q0) == 16
+    assert section.rank_for("model.layers.1.self_attn.q_proj") == 32
+    assert section.rank_for(DOWN1) == 64
+    assert DecomposeSection(ranks={"q_proj": 8}).rank_for(DOWN1) is None
+    assert section.selects(Q0)
+    assert not section.selects(DOWN1)
+
+
+def test_one_corpus_in_short_form() -> None:
+    short = CalibrationSection.model_validate({"corpus": "python-docs"})
+    long = CalibrationSection.model_validate(
+        {"corpora": [{"source": "python-docs", "split": "train"}]}
+    )
+    assert short == long
+
+
+def test_sections_are_frozen() -> None:
+    section = CorpusSection(source="python-docs")
+    with pytest.raises(ValidationError):
+        section.split = "test"  # type: ignore[misc]
+
+
+def test_the_json_schema_describes_every_field() -> None:
+    schema = json_schema()
+    assert json.loads(json.dumps(schema)) == schema
+    assert schema["$schema"].startswith("https://json-schema.org/")
+    assert schema["$id"]
+    for definition in [schema, *schema["$defs"].values()]:
+        assert definition["description"]
+        for name, field in definition["properties"].items():
+            assert field.get("description"), name
+
+
+def test_the_json_schema_takes_the_short_forms() -> None:
+    definitions = json_schema()["$defs"]
+    assert definitions["CorpusSection"]["type"] == ["object", "string"]
+    for section in ("CalibrationSection", "EvaluateSection"):
+        assert {"required": ["corpus"]} in definitions[section]["oneOf"]
+        assert "corpus" in definitions[section]["properties"]
+        assert "corpora" not in definitions[section].get("required", [])
+
+
+def read(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(file.read_text())
+    return content
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    files = sorted(RECIPES.glob("*.yaml"))
+    assert len(files) >= 8
+    for file in files:
+        assert isinstance(load_recipe(file), Recipe)
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("wren-*.yaml")), ids=lambda file: file.stem)
+def test_every_demo_recipe_has_a_twin_that_differs_in_the_model_only(file: Path) -> None:
+    twin = file.with_name(file.name.replace("wren", "llama-2-7b"))
+    ours, theirs = read(file), read(twin)
+    assert Path(load_recipe(file).model.path, "config.json").is_file()
+    assert theirs["model"]["path"] == "meta-llama/Llama-2-7b-hf"
+    assert {**ours, "model": None} == {**theirs, "model": None}
