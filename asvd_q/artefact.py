@@ -21,7 +21,7 @@ from asvd_q.records import ArtefactMetadata
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from asvd_q.plan import LayerPlan, Plan, Slot
+    from asvd_q.plan import FloatType, LayerPlan, Plan, Slot
     from asvd_q.store import Store
 
 __all__ = [
@@ -103,6 +103,8 @@ class Exporter(Protocol):
     name: ClassVar[str]
     options_model: ClassVar[type[BaseModel]]
     bounds: ParityBounds
+    float_type: FloatType | None
+    """Type that unquantized matrices are rounded to; None keeps the store's."""
 
     def __init__(self, options: BaseModel) -> None: ...
 

@@ -1,0 +1,179 @@
+"""One layer: weight in, stored tensors and record out. A pure function of its arguments."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import torch
+from torch import Tensor
+
+from asvd_q.decomposition import (
+    Scaling,
+    diagonal_scaling,
+    identity_scaling,
+    relative_output_error,
+    spectrum,
+    truncate,
+    whitening_scaling,
+)
+from asvd_q.errors import NumericsError
+from asvd_q.plan import FloatType, LayerPlan, QuantSpec, Slot, store_bytes
+from asvd_q.quantization import TORCH_TYPES, FloatWeight, StoredWeight, quantize
+from asvd_q.recipe import DecomposeSection
+from asvd_q.records import LayerRecord
+from asvd_q.statistics.collectors import SiteStatistics
+from asvd_q.store import StoredLayer
+
+__all__ = ["compress_layer", "keep_layer", "make_scaling"]
+
+
+def make_scaling(
+    section: DecomposeSection, statistics: SiteStatistics | None, fisher: Tensor | None
+) -> Scaling:
+    """The scaling matrix that the recipe asks for.
+
+    Args:
+        statistics: of the layer's site; may be None only for `scaling: none`.
+        fisher: (in,), for `scaling: fisher` only.
+    """
+    if section.scaling == "none":
+        return identity_scaling()
+    assert statistics is not None
+    match section.scaling:
+        case "whitening":
+            return whitening_scaling(statistics.gram, section.damping)
+        case "abs_mean":
+            statistic = statistics.abs_mean
+        case "abs_max":
+            statistic = statistics.abs_max
+        case "rms":
+            statistic = statistics.rms
+        case "fisher":
+            assert fisher is not None
+            statistic = fisher.to(statistics.gram.device)
+        case _:
+            assert_never(section.scaling)
+    return diagonal_scaling(statistic, section.alpha, section.damping)
+
+
+def compress_layer(
+    weight: Tensor,
+    plan: LayerPlan,
+    float_type: FloatType,
+    *,
+    section: DecomposeSection | None = None,
+    statistics: SiteStatistics | None = None,
+    fisher: Tensor | None = None,
+) -> StoredLayer:
+    """Carry out one layer's plan.
+
+    Factors that stay in floating point are rounded to `float_type` before their error is taken;
+    factors that are quantized go to the quantizer in float64.
+
+    Args:
+        weight: W (out, in), in the type it is stored in.
+        section: how to decompose; needed when the plan says factors.
+        statistics: of the layer's site. None measures errors on the weights alone.
+        fisher: (in,), see `make_scaling`.
+
+    Returns:
+        What goes into the store. A layer whose decomposition fails stays as it was, and its
+        record says why.
+
+    Raises:
+        NumericsError: NaN or infinity in the weight or the statistics.
+    """
+    if not torch.isfinite(weight).all():
+        raise NumericsError(f"{plan.name}: the weight holds NaN or infinity")
+    gram = None if statistics is None else statistics.gram
+    errors: dict[str, float] = {}
+    notes: list[str] = []
+    matrices: dict[Slot, Tensor] = {"weight": weight.to(TORCH_TYPES[float_type])}
+    if plan.rank is not None:
+        assert section is not None
+        try:
+            scaling = make_scaling(section, statistics, fisher)
+            found = spectrum(weight, scaling, plan.name)
+        except torch.linalg.LinAlgError as error:
+            reason = f"its decomposition failed: {str(error).splitlines()[0]}"
+            return keep_layer(weight, plan, float_type, reason)
+        except NumericsError as error:
+            raise NumericsError(f"{plan.name}: {error}") from error
+        if scaling.retries:
+            notes.append(f"damping raised {scaling.retries} times, to {scaling.damping:g}")
+        if found.numerical_rank < plan.rank:
+            notes.append(
+                f"numerical rank {found.numerical_rank} is below the planned {plan.rank}: "
+                "the rest of the factors is zero"
+            )
+        factors = truncate(found, plan.rank, section.sigma_split)
+        matrices = {"B": factors.B, "A": factors.A}
+        errors["decompose"] = relative_output_error(weight, factors.product(), gram)
+    try:
+        stored: dict[Slot, StoredWeight] = {
+            slot: _store(matrix, plan.quantization[slot], float_type)
+            for slot, matrix in matrices.items()
+        }
+    except ValueError as error:
+        raise NumericsError(f"{plan.name}: {error}") from error
+    if any(spec is not None for spec in plan.quantization.values()):
+        errors["quantize"] = relative_output_error(weight, _product(stored), gram)
+    elif plan.rank is not None:
+        errors["decompose"] = relative_output_error(weight, _product(stored), gram)
+    return StoredLayer(
+        record=_record(weight, plan, float_type, stored, errors, gram is not None, notes),
+        weights=stored,
+    )
+
+
+def keep_layer(
+    weight: Tensor, plan: LayerPlan, float_type: FloatType, reason: str | None
+) -> StoredLayer:
+    """A layer left as it was: its record, and its weight in the store's float type."""
+    kept = plan.model_copy(
+        update={"form": "dense", "rank": None, "quantization": {"weight": None}, "reason": reason}
+    )
+    stored: dict[Slot, StoredWeight] = {"weight": FloatWeight(weight.to(TORCH_TYPES[float_type]))}
+    return StoredLayer(_record(weight, kept, float_type, stored, {}, True, []), stored)
+
+
+def _store(matrix: Tensor, spec: QuantSpec | None, float_type: FloatType) -> StoredWeight:
+    if spec is not None:
+        return quantize(matrix.cpu(), spec)
+    rounded = matrix.cpu().to(TORCH_TYPES[float_type])
+    if not torch.isfinite(rounded).all():
+        raise ValueError(f"a value does not fit into {float_type}; set model.dtype to a wider type")
+    return FloatWeight(rounded)
+
+
+def _product(stored: dict[Slot, StoredWeight]) -> Tensor:
+    """Ŵ (out, in) as the stored tensors give it."""
+    if "weight" in stored:
+        return stored["weight"].dequantize().double()
+    return stored["A"].dequantize().double() @ stored["B"].dequantize().double()
+
+
+def _record(
+    weight: Tensor,
+    plan: LayerPlan,
+    float_type: FloatType,
+    stored: dict[Slot, StoredWeight],
+    errors: dict[str, float],
+    from_outputs: bool,
+    notes: list[str],
+) -> LayerRecord:
+    return LayerRecord(
+        name=plan.name,
+        kind=plan.kind,
+        block=plan.block,
+        shape=plan.shape,
+        form=plan.form,
+        rank=plan.rank,
+        reason=plan.reason,
+        quantization=plan.quantization,
+        bytes_before=store_bytes(plan.shape, None, float_type),
+        bytes_after=sum(part.nbytes for part in stored.values()),
+        errors=errors,
+        error_basis="output" if from_outputs else "weight",
+        notes=tuple(notes),
+    )

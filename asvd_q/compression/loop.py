@@ -1,0 +1,228 @@
+"""The block-major loop: statistics → factors → codes → store → inputs of the next block.
+
+One block's weights and Gram matrices are alive at a time; what lives through the loop are the
+hidden states of the calibration windows. A block that the store already holds is not compressed
+again, only run, so an interrupted loop goes on where it stopped and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from asvd_q.compression.layer import compress_layer, keep_layer
+from asvd_q.errors import NumericsError
+from asvd_q.models.assemble import nothing_replaced
+from asvd_q.models.blockwise import BlockwiseModel, find_sites
+from asvd_q.models.hidden import HiddenStates
+from asvd_q.models.refs import Site, WeightRef
+from asvd_q.plan import LayerPlan
+from asvd_q.recipe import DecomposeSection
+from asvd_q.statistics.collectors import SiteStatistics, collecting
+from asvd_q.statistics.fisher import fisher_information
+from asvd_q.store import Store, StoredLayer
+
+__all__ = ["Calibration", "Progress", "check_weights", "compress"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the statistics are collected on.
+
+    Attributes:
+        windows: int64 (samples, tokens).
+        batch_size: windows per forward pass.
+        folder: where hidden states are kept; None keeps them in memory.
+    """
+
+    windows: Tensor
+    batch_size: int
+    folder: Path | None = None
+
+    def batches(self) -> tuple[Tensor, ...]:
+        return self.windows.split(self.batch_size)
+
+
+def check_weights(model: BlockwiseModel, progress: Progress) -> None:
+    """See that every weight to be compressed is finite, before anything is written.
+
+    Raises:
+        NumericsError: naming the first layer that is not.
+    """
+    weights = model.skeleton.weights
+    for done, weight in enumerate(weights):
+        if weight.block is None and model.skeleton.head_is_tied:
+            continue
+        if not torch.isfinite(model.source.tensor(weight.tensor_name)).all():
+            raise NumericsError(
+                f"{weight.name}: the weight holds NaN or infinity; the model is damaged"
+            )
+        progress("checking weights", done + 1, len(weights))
+
+
+@torch.no_grad()
+def compress(
+    model: BlockwiseModel,
+    store: Store,
+    *,
+    section: DecomposeSection | None,
+    calibration: Calibration | None,
+    progress: Progress,
+) -> None:
+    """Carry out the store's plan, block by block.
+
+    Args:
+        model: the dense model; it is not changed.
+        section: how to decompose; None when the plan holds no factors.
+        calibration: None when nothing needs statistics; errors are then those of the weights.
+
+    Raises:
+        NumericsError: NaN or infinity in a weight or an activation, naming the layer.
+    """
+    loop = _Loop(model, store, section, progress)
+    if calibration is None:
+        for done, block in enumerate(store.blocks()):
+            if not store.is_finished(block):
+                loop.write(block, {})
+            progress("compressing", done + 1, len(store.blocks()))
+    else:
+        loop.run(calibration)
+
+
+class _Loop:
+    def __init__(
+        self,
+        model: BlockwiseModel,
+        store: Store,
+        section: DecomposeSection | None,
+        progress: Progress,
+    ) -> None:
+        self.model = model
+        self.store = store
+        self.section = section
+        self.progress = progress
+        self.weights = {weight.name: weight for weight in model.skeleton.weights}
+        self.fisher: dict[str, Tensor] = {}
+
+    @property
+    def sequential(self) -> bool:
+        return self.section is not None and self.section.sequential
+
+    def run(self, calibration: Calibration) -> None:
+        pending = [block for block in self.store.blocks() if not self.store.is_finished(block)]
+        if not pending:
+            return
+        if self.section is not None and self.section.scaling == "fisher":
+            self.fisher = self._fisher(calibration, pending)
+        inside = [block for block in pending if block is not None]
+        last = len(self.model) - 1 if None in pending else max(inside)
+        hidden = HiddenStates(calibration.folder)
+        with self.model.outside() as outside:
+            for batch in calibration.batches():
+                hidden.append(self.model.embed(outside, batch))
+            if None not in pending:
+                del outside
+        for index in range(last + 1):
+            if index in inside:
+                self._compress_block(index, hidden, advance=index < last or None in pending)
+            else:
+                self._advance(self._load(index, compressed=self.sequential), index, hidden)
+            self.progress("compressing", index + 1, last + 1 + (None in pending))
+        if None in pending:
+            self._compress_head(hidden)
+            self.progress("compressing", last + 2, last + 2)
+
+    def write(self, block: int | None, statistics: dict[str, SiteStatistics]) -> None:
+        """Compress and store the planned layers of one block."""
+        layers = [plan for plan in self.store.plan if plan.block == block]
+        self.store.write_block(
+            block, [self._layer(plan, statistics.get(plan.name), bool(statistics)) for plan in layers]
+        )
+
+    def _layer(
+        self, plan: LayerPlan, statistics: SiteStatistics | None, calibrated: bool
+    ) -> StoredLayer:
+        weight = self._weight(self.weights[plan.name])
+        if not plan.changed:
+            return keep_layer(weight, plan, self.store.float_type, plan.reason)
+        if calibrated and statistics is None:
+            reason = "no calibration token reaches it"
+            return keep_layer(weight, plan, self.store.float_type, reason)
+        return compress_layer(
+            weight,
+            plan,
+            self.store.float_type,
+            section=self.section,
+            statistics=statistics,
+            fisher=self.fisher.get(plan.name),
+        )
+
+    def _weight(self, ref: WeightRef) -> Tensor:
+        return ref.take(self.model.source.tensor(ref.tensor_name)).to(self.model.device)
+
+    def _compress_block(self, index: int, hidden: HiddenStates, *, advance: bool) -> None:
+        block = self._load(index, compressed=False)
+        names = {plan.name for plan in self.store.plan if plan.block == index}
+        sites = find_sites(self.model, block, index, hidden[0], names)
+        prefix = self.model.skeleton.block_name(index)
+        with collecting(block, prefix, sites, self.model.device) as collectors:
+            # Sequential: the next block sees this one compressed, so it is run a second time.
+            self._advance(block, index, hidden, keep=advance and not self.sequential)
+        del block
+        statistics = {
+            name: result
+            for site in sites
+            for result in [collectors.pop(site.name).result()]
+            for name in site.modules
+        }
+        self.write(index, statistics)
+        statistics.clear()
+        if advance and self.sequential:
+            self._advance(self._load(index, compressed=True), index, hidden)
+
+    def _compress_head(self, hidden: HiddenStates) -> None:
+        head = self.model.skeleton.head
+        assert head is not None
+        site = Site(name=head, block=None, modules=(head,), features=self.weights[head].shape[1])
+        with (
+            self.model.outside() as outside,
+            collecting(outside, "", [site], self.model.device) as collectors,
+        ):
+            for position in range(len(hidden)):
+                self.model.logits(outside, hidden[position])
+        self.write(None, {head: collectors[head].result()})
+
+    def _load(self, index: int, *, compressed: bool) -> nn.Module:
+        lookup = self.store.replaced if compressed else nothing_replaced
+        return self.model.load_block(index, replaced=lookup)
+
+    def _advance(
+        self, block: nn.Module, index: int, hidden: HiddenStates, *, keep: bool = True
+    ) -> None:
+        """Run a block on all batches; `keep` makes its outputs the new hidden states."""
+        for position in range(len(hidden)):
+            output = self.model.run_block(block, index, hidden[position])
+            if keep:
+                hidden[position] = output
+
+    def _fisher(self, calibration: Calibration, pending: list[int | None]) -> dict[str, Tensor]:
+        wanted = [
+            self.weights[plan.name]
+            for plan in self.store.plan
+            if plan.rank is not None and plan.block in pending
+        ]
+        total = 2 * len(self.model)
+        return fisher_information(
+            self.model,
+            calibration.windows,
+            [weight for weight in wanted if weight.block is not None],
+            folder=calibration.folder,
+            progress=lambda done: self.progress("Fisher information", done, total),
+        )

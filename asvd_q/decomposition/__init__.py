@@ -1,0 +1,23 @@
+"""Scaling, spectrum, factors: W ≈ A B."""
+
+from asvd_q.decomposition.factors import Factors, SigmaSplit, relative_output_error, truncate
+from asvd_q.decomposition.scaling import (
+    Scaling,
+    diagonal_scaling,
+    identity_scaling,
+    whitening_scaling,
+)
+from asvd_q.decomposition.spectrum import Spectrum, spectrum
+
+__all__ = [
+    "Factors",
+    "Scaling",
+    "SigmaSplit",
+    "Spectrum",
+    "diagonal_scaling",
+    "identity_scaling",
+    "relative_output_error",
+    "spectrum",
+    "truncate",
+    "whitening_scaling",
+]

@@ -1,0 +1,121 @@
+"""Perplexity of a Runner on windows of tokens, and its distance from a reference Runner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from asvd_q.artefact import Runner
+from asvd_q.metrics import PerplexityMeter, agreement, kl_divergence, token_nll
+
+__all__ = ["Quality", "TokenWindows", "compare_quality", "evaluate_quality"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class TokenWindows(_Frozen):
+    """The tokens of an evaluation and where they come from.
+
+    Attributes:
+        corpus, split, sha256: of the text.
+        tokens: int64 (windows, tokens).
+    """
+
+    corpus: str
+    split: str
+    sha256: str
+    tokens: Tensor
+
+
+class Quality(_Frozen):
+    """How well a model predicts a text.
+
+    Attributes:
+        corpus, split, window, windows: what was read, and how it was cut.
+        tokens: number of predicted tokens.
+        perplexity: exp of the mean next-token loss inside the windows.
+        kl: mean KL divergence from the reference's distribution, nats per token.
+        agreement: share of positions with the reference's arg max.
+        runtime: what computed the logits.
+    """
+
+    corpus: str
+    split: str
+    window: int
+    windows: int
+    tokens: int
+    perplexity: float
+    kl: float | None = None
+    agreement: float | None = None
+    runtime: str
+
+
+Advance = Callable[[int, int], None]
+
+
+def evaluate_quality(
+    runner: Runner,
+    text: TokenWindows,
+    *,
+    batch_size: int,
+    progress: Advance = lambda done, total: None,
+) -> Quality:
+    """Perplexity of one model.
+
+    Args:
+        batch_size: windows per forward pass.
+        progress: called with the batches done and their number.
+    """
+    batches, meter = text.tokens.split(batch_size), PerplexityMeter()
+    for done, (batch, logits) in enumerate(zip(batches, runner.score(batches), strict=True)):
+        meter.update(token_nll(logits, batch))
+        progress(done + 1, len(batches))
+    return _quality(runner, text, meter)
+
+
+def compare_quality(
+    reference: Runner,
+    runner: Runner,
+    text: TokenWindows,
+    *,
+    batch_size: int,
+    progress: Advance = lambda done, total: None,
+) -> tuple[Quality, Quality]:
+    """Perplexity of two models on the same tokens, and the second's distance from the first.
+
+    Returns:
+        Quality of `reference`, and of `runner` with `kl` and `agreement`.
+    """
+    batches = text.tokens.split(batch_size)
+    before, after = PerplexityMeter(), PerplexityMeter()
+    divergence, agreed = 0.0, 0
+    pairs = zip(batches, reference.score(batches), runner.score(batches), strict=True)
+    for done, (batch, expected, logits) in enumerate(pairs):
+        before.update(token_nll(expected, batch))
+        after.update(token_nll(logits, batch))
+        divergence += float(kl_divergence(expected, logits).sum())
+        agreed += int(agreement(expected, logits).sum())
+        progress(done + 1, len(batches))
+    positions = text.tokens.numel()
+    distance = {"kl": divergence / positions, "agreement": agreed / positions}
+    return (
+        _quality(reference, text, before),
+        _quality(runner, text, after).model_copy(update=distance),
+    )
+
+
+def _quality(runner: Runner, text: TokenWindows, meter: PerplexityMeter) -> Quality:
+    windows, window = text.tokens.shape
+    return Quality(
+        corpus=text.corpus,
+        split=text.split,
+        window=window,
+        windows=windows,
+        tokens=meter.tokens,
+        perplexity=meter.perplexity,
+        runtime=runner.runtime,
+    )

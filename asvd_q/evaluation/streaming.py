@@ -1,0 +1,47 @@
+"""A Runner for models that do not fit: one block's weights in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from asvd_q.models.blockwise import BlockwiseModel
+from asvd_q.models.hidden import HiddenStates
+
+__all__ = ["StreamingRunner"]
+
+
+class StreamingRunner:
+    """Logits from a blockwise model, all batches of a call in one pass over the weights.
+
+    There is no key-value cache: `forward` runs the whole sequence again at every step, which is
+    right and slow. Its cache is the tokens so far.
+    """
+
+    def __init__(self, model: BlockwiseModel, folder: Path | None = None) -> None:
+        """Args: folder: keeps hidden states on disk instead of in memory."""
+        self.runtime = f"torch {torch.__version__} {model.device.type}, block by block"
+        self._model = model
+        self._folder = folder
+
+    @torch.no_grad()
+    def score(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        hidden = HiddenStates(self._folder)
+        with self._model.outside() as outside:
+            for batch in batches:
+                hidden.append(self._model.embed(outside, batch))
+            for index in range(len(self._model)):
+                block = self._model.load_block(index)
+                for position in range(len(hidden)):
+                    hidden[position] = self._model.run_block(block, index, hidden[position])
+                del block
+            for position in range(len(hidden)):
+                yield self._model.logits(outside, hidden[position]).float().cpu()
+
+    def forward(self, input_ids: Tensor, cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        tokens = input_ids if cache is None else torch.cat([cache, input_ids], dim=1)
+        (logits,) = self.score([tokens])
+        return logits[:, -input_ids.shape[1] :], tokens

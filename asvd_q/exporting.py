@@ -1,0 +1,98 @@
+"""From a finished store to a proven artefact in a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from asvd_q.artefact import METADATA_FILE, Exporter, Refusal, exporter_class
+from asvd_q.errors import ExportError, RecipeError
+from asvd_q.evaluation.proof import prove
+from asvd_q.evaluation.runners import model_runner
+from asvd_q.files import atomic_folder, folder_bytes, make_folder, write_text
+from asvd_q.recipe import explain_validation_error
+from asvd_q.report.run import ArtefactRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from asvd_q.plan import Plan
+    from asvd_q.store import Store
+
+__all__ = ["ARTEFACTS", "export_store", "make_exporter", "require_expressible"]
+
+ARTEFACTS = "artefacts"
+
+
+def make_exporter(
+    format: str, options: Mapping[str, object], *, where: str, file: str
+) -> Exporter:
+    """An exporter with its options checked.
+
+    Args:
+        format: as a recipe names it.
+        options: as given by the user.
+        where: the key under which they stand ("export.0"), for messages.
+        file: what the recipe or command is called, for messages.
+
+    Raises:
+        ExportError: no such format.
+        RecipeError: an option that the format does not have, or a value it does not take.
+    """
+    cls = exporter_class(format)
+    try:
+        return cls(cls.options_model.model_validate(dict(options)))
+    except ValidationError as error:
+        raise RecipeError(
+            explain_validation_error(error, where, file, cls.options_model)
+        ) from None
+
+
+def require_expressible(exporter: Exporter, plan: Plan) -> None:
+    """Raises ExportError when the format cannot hold the plan, naming the first layer."""
+    found: list[Refusal] = exporter.can_express(plan)
+    if found:
+        more = f" (and {len(found) - 1} more layers)" if len(found) > 1 else ""
+        raise ExportError(f"the {exporter.name} exporter cannot hold {found[0]}{more}")
+
+
+def export_store(
+    store: Store,
+    exporter: Exporter,
+    *,
+    name: str,
+    run_folder: Path,
+    tokens: Tensor,
+    options: Mapping[str, object],
+) -> ArtefactRecord:
+    """Write one artefact below `artefacts/` and prove it; nothing is left when either fails.
+
+    Args:
+        name: of the artefact's folder.
+        tokens: int64 (batch, tokens) of real text for the proof.
+        options: as given by the user, for the metadata.
+
+    Raises:
+        ExportError: the format cannot hold the store.
+        ParityError: the artefact is not what the store is.
+    """
+    done = tuple(record.as_plan() for record in store.records())
+    require_expressible(exporter, store.plan.model_copy(update={"layers": done}))
+    target = run_folder / ARTEFACTS / name
+    make_folder(target.parent)
+    metadata = store.metadata(exporter.name, options)
+    with atomic_folder(target) as partial:
+        exporter.write(store, partial)
+        write_text(partial / METADATA_FILE, metadata.model_dump_json(indent=1) + "\n")
+        reference = model_runner(store.source, store.replaced)
+        proof = prove(exporter, partial, store, reference, tokens)
+    return ArtefactRecord(
+        name=name,
+        format=exporter.name,
+        folder=str(target.relative_to(run_folder)),
+        bytes=folder_bytes(target),
+        proof=proof,
+    )

@@ -1,0 +1,74 @@
+"""What a run will need, before it is started."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from asvd_q.models.skeleton import Skeleton
+from asvd_q.plan import Plan
+from asvd_q.recipe import Recipe
+
+__all__ = ["Estimate", "estimate"]
+
+_PROBE = 512
+"""Side of the matrix product that the machine's speed is taken from."""
+
+_EIGH = 9.0
+"""An eigendecomposition of n × n costs about this many n³ operations, vectors included."""
+
+_INTERPRETER = 600 << 20
+"""Resident memory of the libraries themselves."""
+
+
+class Estimate(BaseModel):
+    """Peak memory and time of the compression stage, roughly: within a factor of two.
+
+    Evaluation and export are not in it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    memory_bytes: int
+    seconds: float
+
+
+def estimate(recipe: Recipe, skeleton: Skeleton, plan: Plan) -> Estimate:
+    """Predict memory and time from shapes alone and one small timed matrix product."""
+    blocks: dict[int | None, int] = {}
+    grams = 0
+    for layer in plan:
+        blocks[layer.block] = blocks.get(layer.block, 0) + layer.shape[0] * layer.shape[1]
+    largest = max(blocks.values(), default=0)
+    widths = {layer.shape[1] for layer in plan}
+    outside = sum(parameter.numel() for parameter in skeleton.model.parameters())
+    outside -= sum(parameter.numel() for parameter in skeleton.blocks.parameters())
+    tokens = hidden = 0
+    if recipe.calibration is not None:
+        tokens = recipe.calibration.samples * recipe.calibration.window
+        width = max((layer.shape[1] for layer in plan), default=0)
+        if recipe.calibration.hidden_states == "memory":
+            hidden = tokens * min(widths, default=0) * 4
+        hidden += recipe.calibration.batch_size * recipe.calibration.window * width * 4 * 6
+        grams = sum(width * width for width in widths) * 8 * 2
+    memory = _INTERPRETER + 2 * largest * 4 + outside * 4 + hidden + grams
+    passes = 2 if recipe.decompose is not None and recipe.decompose.sequential else 1
+    flops = 2.0 * tokens * sum(blocks.values()) * passes
+    flops += 2.0 * 2 * tokens * sum(layer.shape[1] ** 2 for layer in plan)
+    for layer in plan:
+        if layer.rank is not None:
+            side = min(layer.shape)
+            flops += 2 * _EIGH * side**3 + 8.0 * side * side * max(layer.shape)
+    return Estimate(memory_bytes=memory, seconds=flops / _speed())
+
+
+def _speed() -> float:
+    """Floating-point operations per second of a float32 matrix product, here and now."""
+    matrix = torch.ones(_PROBE, _PROBE)
+    matrix @ matrix
+    start = time.perf_counter()
+    for _ in range(5):
+        matrix @ matrix
+    return 5 * 2 * _PROBE**3 / (time.perf_counter() - start)

@@ -1,0 +1,134 @@
+"""`run.json`: everything there is to know about a run."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from asvd_q import __version__
+from asvd_q.errors import ArtefactError
+from asvd_q.evaluation.proof import Proof
+from asvd_q.evaluation.quality import Quality
+from asvd_q.files import write_text
+from asvd_q.records import LayerRecord, SourceIdentity
+from asvd_q.report.resources import StageRecord
+
+__all__ = ["RUN_FILE", "ArtefactRecord", "CorpusRecord", "Quantity", "RunRecord", "versions"]
+
+RUN_FILE = "run.json"
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "optimum",
+    "bitsandbytes",
+    "gptqmodel",
+)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CorpusRecord(_Frozen):
+    """A text that was read: which, and the hash of it."""
+
+    corpus: str
+    split: str
+    use: Literal["calibration", "evaluation"]
+    sha256: str
+
+
+class Quantity(_Frozen):
+    """A size before and after, in bytes of the store's count or parameters."""
+
+    before: int
+    after: int
+
+    @property
+    def ratio(self) -> float:
+        return self.after / self.before if self.before else 1.0
+
+
+class ArtefactRecord(_Frozen):
+    """One exported artefact: where it lies in the run folder, how large, how well proven."""
+
+    name: str
+    format: str
+    folder: str
+    bytes: int
+    proof: Proof
+
+
+class RunRecord(_Frozen):
+    """The run's result, written when it ends.
+
+    Attributes:
+        source, store_key, seed: what was compressed, into which store.
+        source_path: where the model lay.
+        versions: of Python and of every package that had a part in the result.
+        parameters: of the layers looked at.
+        layer_bytes, total_bytes: in the store's count; the total has everything.
+        quality: of the compressed model; `dense_quality` of the source on the same tokens.
+    """
+
+    version: Literal[1] = 1
+    name: str
+    source: SourceIdentity
+    source_path: str
+    store_key: str
+    seed: int
+    device: str
+    versions: dict[str, str]
+    corpora: tuple[CorpusRecord, ...]
+    parameters: Quantity
+    layer_bytes: Quantity
+    total_bytes: Quantity
+    stages: tuple[StageRecord, ...]
+    layers: tuple[LayerRecord, ...]
+    dense_quality: tuple[Quality, ...] = ()
+    quality: tuple[Quality, ...] = ()
+    artefacts: tuple[ArtefactRecord, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def write(self, folder: Path) -> None:
+        """Replace the record in a run folder."""
+        write_text(folder / RUN_FILE, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> RunRecord:
+        """The record of a finished run.
+
+        Raises:
+            ArtefactError: there is none, or it is damaged.
+        """
+        path = folder / RUN_FILE
+        if not path.is_file():
+            raise ArtefactError(f"{folder} is not a finished run: it has no {RUN_FILE}")
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise ArtefactError(
+                f"{path} is damaged or of another version: {str(error).splitlines()[0]}"
+            ) from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that has a part in the result."""
+    found = {"asvd-q": __version__, "python": sys.version.split()[0], "platform": platform.machine()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
