@@ -113,7 +113,7 @@ def test_one_corpus_in_short_form() -> None:
 def test_sections_are_frozen() -> None:
     section = CorpusSection(source="python-docs")
     with pytest.raises(ValidationError):
-        section.split = "test"  # type: ignore[misc]
+        section.split = "test"
 
 
 def test_the_json_schema_describes_every_field() -> None:

@@ -96,12 +96,12 @@ def test_a_corpus_without_a_share_is_refused() -> None:
 
 
 def test_evaluation_windows_are_consecutive_from_the_start() -> None:
-    windows = evaluation_windows(corpus(35), Numbers(), window=8)  # type: ignore[arg-type]
+    windows = evaluation_windows(corpus(35), Numbers(), window=8)
     assert windows.flatten().tolist() == list(range(1000, 1032))
     assert windows.shape == (4, 8)
-    few = evaluation_windows(corpus(35), Numbers(), window=8, windows=3)  # type: ignore[arg-type]
+    few = evaluation_windows(corpus(35), Numbers(), window=8, windows=3)
     assert torch.equal(few, windows[:3])
-    many = evaluation_windows(corpus(35), Numbers(), window=8, windows=9)  # type: ignore[arg-type]
+    many = evaluation_windows(corpus(35), Numbers(), window=8, windows=9)
     assert torch.equal(many, windows)
 
 
@@ -116,7 +116,7 @@ def test_evaluation_windows_are_consecutive_from_the_start() -> None:
 )
 def test_bos_takes_the_first_place(adds_bos: bool, bos: Any, expected: bool) -> None:
     tokenizer: Any = Numbers(adds_bos=adds_bos)
-    plain = evaluation_windows(corpus(32), Numbers(), window=8, bos=False)  # type: ignore[arg-type]
+    plain = evaluation_windows(corpus(32), Numbers(), window=8, bos=False)
     windows = evaluation_windows(corpus(32), tokenizer, window=8, bos=bos)
     assert windows.shape == plain.shape
     assert torch.equal(windows[:, 1:], plain[:, 1:])
@@ -135,8 +135,8 @@ def test_bos_from_a_tokenizer_without_one() -> None:
 
 def test_corpora_shorter_than_a_window() -> None:
     with pytest.raises(CorpusError, match=r"numbers \(train\) has 7 tokens and a window of 8"):
-        evaluation_windows(corpus(7), Numbers(), window=8)  # type: ignore[arg-type]
-    assert len(evaluation_windows(corpus(8), Numbers(), window=8)) == 1  # type: ignore[arg-type]
+        evaluation_windows(corpus(7), Numbers(), window=8)
+    assert len(evaluation_windows(corpus(8), Numbers(), window=8)) == 1
     with pytest.raises(CorpusError, match=r"numbers \(train\) has 8 tokens .* needs at least 9"):
         calibrate([(corpus(8), 1.0)])
     assert calibrate([(corpus(9), 1.0)]).tolist() == [list(range(1000, 1008))] * 4
