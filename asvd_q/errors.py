@@ -75,8 +75,7 @@ class MissingExtraError(AsvdQError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"{package} is not installed and is needed to {purpose}: "
-            f"pip install 'asvd-q[{extra}]'"
+            f"{package} is not installed and is needed to {purpose}: pip install 'asvd-q[{extra}]'"
         )
         self.package = package
         self.extra = extra

@@ -27,9 +27,7 @@ __all__ = ["ARTEFACTS", "export_store", "make_exporter", "require_expressible"]
 ARTEFACTS = "artefacts"
 
 
-def make_exporter(
-    format: str, options: Mapping[str, object], *, where: str, file: str
-) -> Exporter:
+def make_exporter(format: str, options: Mapping[str, object], *, where: str, file: str) -> Exporter:
     """An exporter with its options checked.
 
     Args:
@@ -46,9 +44,7 @@ def make_exporter(
     try:
         return cls(cls.options_model.model_validate(dict(options)))
     except ValidationError as error:
-        raise RecipeError(
-            explain_validation_error(error, where, file, cls.options_model)
-        ) from None
+        raise RecipeError(explain_validation_error(error, where, file, cls.options_model)) from None
 
 
 def require_expressible(exporter: Exporter, plan: Plan) -> None:

@@ -26,6 +26,7 @@ from asvd_q.files import make_folder, require_disk, write_text
 from asvd_q.models import SourceModel
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.skeleton import Skeleton, build_skeleton
+from asvd_q.opening import STORE, open_run_store
 from asvd_q.plan import FloatType, Plan
 from asvd_q.quantization import TORCH_TYPES, float_type_of
 from asvd_q.recipe import ExportSection, Recipe
@@ -36,9 +37,8 @@ from asvd_q.statistics.corpora import load_corpus
 from asvd_q.statistics.windows import calibration_windows
 from asvd_q.store import Store, StoreHeader
 
-__all__ = ["RECIPE_FILE", "STORE", "Prepared", "export_run", "open_run_store", "prepare", "run"]
+__all__ = ["RECIPE_FILE", "Prepared", "export_run", "prepare", "run"]
 
-STORE = "store"
 RECIPE_FILE = "recipe.yaml"
 _LOG_FILE = "log.txt"
 _SCRATCH = "hidden_states"
@@ -112,7 +112,7 @@ def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord
         make_folder(folder)
         _check_disk(prepared, folder)
         windows, corpora = _calibration_windows(prepared)
-        texts = evaluation_texts(recipe.evaluate, prepared.source) if recipe.evaluate else []
+        texts = _texts(prepared)
         corpora += [_corpus_record(text) for text in texts]
     with _log_to(folder / _LOG_FILE):
         with meter.stage("compress"):
@@ -138,17 +138,6 @@ def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord
         record.write(folder)
         logger.info("finished: %s", folder)
     return record
-
-
-def open_run_store(folder: Path, model: str | None = None) -> Store:
-    """The finished store of a run folder.
-
-    Args:
-        model: folder of the source model, when it is no longer where the run found it.
-    """
-    record = RunRecord.read(folder)
-    source = SourceModel.open(model or record.source_path, revision=record.source.revision)
-    return Store.open(folder / STORE, source)
 
 
 def export_run(folder: Path, section: ExportSection, model: str | None = None) -> ArtefactRecord:
@@ -200,10 +189,13 @@ def _calibration_windows(prepared: Prepared) -> tuple[Tensor | None, list[Corpus
     ]
 
 
+def _texts(prepared: Prepared) -> list[TokenWindows]:
+    section = prepared.recipe.evaluate
+    return [] if section is None else evaluation_texts(section, prepared.source.tokenizer)
+
+
 def _corpus_record(text: TokenWindows) -> CorpusRecord:
-    return CorpusRecord(
-        corpus=text.corpus, split=text.split, use="evaluation", sha256=text.sha256
-    )
+    return CorpusRecord(corpus=text.corpus, split=text.split, use="evaluation", sha256=text.sha256)
 
 
 def _compress(
@@ -230,9 +222,7 @@ def _compress(
         calibration = None
         if windows is not None and recipe.calibration is not None:
             calibration = Calibration(windows, recipe.calibration.batch_size, scratch)
-        compress(
-            model, store, section=recipe.decompose, calibration=calibration, progress=progress
-        )
+        compress(model, store, section=recipe.decompose, calibration=calibration, progress=progress)
     return Store.open(folder / STORE, source)
 
 
@@ -275,9 +265,7 @@ def _evaluate(
         return [], []
     device, dtype = prepared.device, TORCH_TYPES[prepared.recipe.compute_dtype]
     runner = model_runner(prepared.source, store.replaced, device=device, dtype=dtype)
-    reference = (
-        model_runner(prepared.source, device=device, dtype=dtype) if section.dense else None
-    )
+    reference = model_runner(prepared.source, device=device, dtype=dtype) if section.dense else None
     dense, quality = [], []
     for text in texts:
 
@@ -285,9 +273,7 @@ def _evaluate(
             progress(stage, done, total)
 
         if reference is None:
-            found = evaluate_quality(
-                runner, text, batch_size=section.batch_size, progress=advance
-            )
+            found = evaluate_quality(runner, text, batch_size=section.batch_size, progress=advance)
         else:
             before, found = compare_quality(
                 reference, runner, text, batch_size=section.batch_size, progress=advance

@@ -43,8 +43,8 @@ class QuantSpec(_Frozen):
     """
 
     method: str = "rtn"
-    bits: int = Field(8, ge=2, le=8)
-    group_size: int = Field(128, ge=-1)
+    bits: int = Field(default=8, ge=2, le=8)
+    group_size: int = Field(default=128, ge=-1)
     symmetric: bool = True
     clip: Literal["minmax", "mse"] = "minmax"
 

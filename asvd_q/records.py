@@ -8,9 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from asvd_q.plan import FloatType, Form, LayerPlan, QuantSpec, Slot
 
-__all__ = ["METADATA_VERSION", "ArtefactMetadata", "LayerRecord", "SourceIdentity"]
-
-METADATA_VERSION = 1
+__all__ = ["ArtefactMetadata", "LayerRecord", "SourceIdentity"]
 
 
 class _Frozen(BaseModel):
@@ -101,7 +99,7 @@ class ArtefactMetadata(_Frozen):
         store_key: identity of the store the artefact was written from.
     """
 
-    version: Literal[1] = METADATA_VERSION
+    version: Literal[1] = 1
     asvd_q: str
     format: str
     options: dict[str, str | int | float | bool | None] = {}

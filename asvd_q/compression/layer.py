@@ -94,7 +94,7 @@ def compress_layer(
         try:
             scaling = make_scaling(section, statistics, fisher)
             found = spectrum(weight, scaling, plan.name)
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             reason = f"its decomposition failed: {str(error).splitlines()[0]}"
             return keep_layer(weight, plan, float_type, reason)
         except NumericsError as error:

@@ -47,7 +47,7 @@ class Calibration:
     folder: Path | None = None
 
     def batches(self) -> tuple[Tensor, ...]:
-        return self.windows.split(self.batch_size)
+        return torch.split(self.windows, self.batch_size)
 
 
 def check_weights(model: BlockwiseModel, progress: Progress) -> None:
@@ -143,7 +143,8 @@ class _Loop:
         """Compress and store the planned layers of one block."""
         layers = [plan for plan in self.store.plan if plan.block == block]
         self.store.write_block(
-            block, [self._layer(plan, statistics.get(plan.name), bool(statistics)) for plan in layers]
+            block,
+            [self._layer(plan, statistics.get(plan.name), bool(statistics)) for plan in layers],
         )
 
     def _layer(

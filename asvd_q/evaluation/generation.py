@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
 from asvd_q.artefact import Runner
+from asvd_q.errors import AsvdQError
 
-__all__ = ["generate"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["generate", "generate_text"]
 
 
 def generate(
@@ -41,3 +46,40 @@ def generate(
             return
         yield token
         tokens = torch.tensor([[token]])
+
+
+def generate_text(
+    runner: Runner,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Iterator[str]:
+    """The prompt, then its continuation piece by piece as it is decoded.
+
+    The text ends at the tokenizer's end-of-sequence token.
+    """
+    ids: list[int] = tokenizer(prompt)["input_ids"]
+    if not ids:
+        raise AsvdQError("--prompt is empty: give at least one word to continue")
+    stop = frozenset() if tokenizer.eos_token_id is None else frozenset({tokenizer.eos_token_id})
+    yield prompt
+    shown, tokens = "", []
+    for token in generate(
+        runner,
+        ids,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        stop=stop,
+    ):
+        tokens.append(token)
+        text = tokenizer.decode(ids + tokens, skip_special_tokens=True)
+        text = text[len(tokenizer.decode(ids, skip_special_tokens=True)) :]
+        # A character may take several tokens: wait until it is whole.
+        if text.endswith("\ufffd"):
+            continue
+        yield text[len(shown) :]
+        shown = text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -70,7 +71,7 @@ def evaluate_quality(
         batch_size: windows per forward pass.
         progress: called with the batches done and their number.
     """
-    batches, meter = text.tokens.split(batch_size), PerplexityMeter()
+    batches, meter = torch.split(text.tokens, batch_size), PerplexityMeter()
     for done, (batch, logits) in enumerate(zip(batches, runner.score(batches), strict=True)):
         meter.update(token_nll(logits, batch))
         progress(done + 1, len(batches))
@@ -90,7 +91,7 @@ def compare_quality(
     Returns:
         Quality of `reference`, and of `runner` with `kl` and `agreement`.
     """
-    batches = text.tokens.split(batch_size)
+    batches = torch.split(text.tokens, batch_size)
     before, after = PerplexityMeter(), PerplexityMeter()
     divergence, agreed = 0.0, 0
     pairs = zip(batches, reference.score(batches), runner.score(batches), strict=True)

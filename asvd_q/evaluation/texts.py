@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,12 +15,17 @@ from asvd_q.recipe import CorpusSection, EvaluateSection
 from asvd_q.statistics.corpora import load_corpus
 from asvd_q.statistics.windows import evaluation_windows
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 __all__ = ["evaluation_texts", "proof_tokens"]
 
 _PROOF_WINDOWS, _PROOF_LENGTH = 2, 96
 
 
-def evaluation_texts(section: EvaluateSection, source: SourceModel) -> list[TokenWindows]:
+def evaluation_texts(
+    section: EvaluateSection, tokenizer: PreTrainedTokenizerBase
+) -> list[TokenWindows]:
     """Every corpus of an `evaluate` section, cut into windows.
 
     Raises:
@@ -29,7 +35,7 @@ def evaluation_texts(section: EvaluateSection, source: SourceModel) -> list[Toke
     for corpus in map(load_corpus, section.corpora):
         tokens = evaluation_windows(
             corpus,
-            source.tokenizer,
+            tokenizer,
             window=section.window,
             windows=section.windows,
             bos=section.bos,

@@ -98,7 +98,7 @@ def _head_name(model: nn.Module) -> str | None:
     head = model.get_output_embeddings()  # type: ignore[operator]
     for name, module in model.named_modules():
         if module is head:
-            return name
+            return str(name)
     return None
 
 

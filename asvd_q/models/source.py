@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asvd_q.errors import ModelError
+from asvd_q.models.tokenizer import load_tokenizer
 from asvd_q.records import SourceIdentity
 
 if TYPE_CHECKING:
@@ -102,16 +103,7 @@ class SourceModel:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(
-                self.path, trust_remote_code=self.trust_remote_code, local_files_only=True
-            )
-        except (ValueError, OSError, KeyError, ImportError) as error:
-            raise ModelError(
-                f"model.path: no tokenizer can be loaded from {self.path}: {_line(error)}"
-            ) from error
+        return load_tokenizer(self.path, trust_remote_code=self.trust_remote_code)
 
     @cached_property
     def identity(self) -> SourceIdentity:

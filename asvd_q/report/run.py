@@ -125,7 +125,11 @@ class RunRecord(_Frozen):
 
 def versions() -> dict[str, str]:
     """Versions of everything that has a part in the result."""
-    found = {"asvd-q": __version__, "python": sys.version.split()[0], "platform": platform.machine()}
+    found = {
+        "asvd-q": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.machine(),
+    }
     for package in _PACKAGES:
         try:
             found[package] = version(package)

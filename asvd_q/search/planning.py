@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from asvd_q.models.skeleton import Skeleton
 from asvd_q.models.refs import WeightRef
+from asvd_q.models.skeleton import Skeleton
 from asvd_q.models.source import SourceModel
 from asvd_q.plan import FLOAT_BYTES, FloatType, LayerPlan, Plan, QuantSpec, Slot, store_bytes
 from asvd_q.recipe import Recipe

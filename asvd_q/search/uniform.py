@@ -75,9 +75,7 @@ def uniform_ranks(
     return {weight.name: choices[weight.name] for weight in weights}
 
 
-def explicit_ranks(
-    weights: Sequence[WeightRef], ranks: Mapping[str, int]
-) -> dict[str, RankChoice]:
+def explicit_ranks(weights: Sequence[WeightRef], ranks: Mapping[str, int]) -> dict[str, RankChoice]:
     """Ranks by pattern, as the recipe's `decompose.ranks` gives them; the last match wins.
 
     Given ranks are taken as they are, neither rounded nor questioned for their bytes.

@@ -52,9 +52,7 @@ def fisher_information(
             for index in range(len(model)):
                 block = model.load_block(index)
                 for position in range(len(windows)):
-                    inputs[index + 1].append(
-                        model.run_block(block, index, inputs[index][position])
-                    )
+                    inputs[index + 1].append(model.run_block(block, index, inputs[index][position]))
                 del block
                 progress(index + 1)
         gradients = inputs[-1]

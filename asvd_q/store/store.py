@@ -29,7 +29,7 @@ from asvd_q.quantization.registry import weight_from_tensors
 from asvd_q.quantization.weights import TORCH_TYPES, FloatWeight, StoredWeight
 from asvd_q.records import ArtefactMetadata, LayerRecord, SourceIdentity
 
-__all__ = ["Store", "StoreHeader", "StoredLayer"]
+__all__ = ["Store", "StoreHeader", "StoredLayer", "is_store", "store_metadata"]
 
 _HEADER = "store.json"
 _BLOCKS = "blocks"
@@ -146,9 +146,7 @@ class Store:
 
     def blocks(self) -> list[int | None]:
         """Blocks that hold planned layers, in the order they are compressed; None comes last."""
-        found = dict.fromkeys(layer.block for layer in self.plan)
-        inside = sorted(block for block in found if block is not None)
-        return [*inside, None] if None in found else [*inside]
+        return _blocks(self.plan)
 
     def is_finished(self, block: int | None) -> bool:
         """Whether the block's files are there and whole."""
@@ -231,24 +229,11 @@ class Store:
             return None
         return {slot: weight.dequantize() for slot, weight in self.layer(name).weights.items()}
 
-    def metadata(self, format: str, options: Mapping[str, object] | None = None) -> ArtefactMetadata:
+    def metadata(
+        self, format: str, options: Mapping[str, object] | None = None
+    ) -> ArtefactMetadata:
         """What an artefact made from this store says of itself."""
-        return ArtefactMetadata.model_validate(
-            {
-                "asvd_q": self.header.asvd_q,
-                "format": format,
-                "options": dict(options or {}),
-                "source": self.header.source,
-                "float_type": self.float_type,
-                "store_key": self.key,
-                "truncation_ranks": {
-                    record.name: record.rank
-                    for record in self.records()
-                    if record.rank is not None
-                },
-                "layers": tuple(self.records()),
-            }
-        )
+        return _metadata(self.header, self.records(), format, options or {})
 
     def _source_weight(self, record: LayerRecord) -> Tensor:
         tensor = self.source.tensor(f"{record.name}.weight").to(TORCH_TYPES[self.float_type])
@@ -258,17 +243,65 @@ class Store:
 
     def _by_name(self) -> dict[str, LayerRecord]:
         if self._records is None:
-            found: dict[str, LayerRecord] = {}
-            for block in self.blocks():
-                path = self._path(block, "json")
-                if path.is_file():
-                    content = _BlockFile.model_validate_json(path.read_bytes())
-                    found |= {record.name: record for record in content.records}
-            self._records = found
+            records = _read_records(self.folder, self.header.plan)
+            self._records = {record.name: record for record in records}
         return self._records
 
     def _path(self, block: int | None, suffix: str) -> Path:
-        return self.folder / _BLOCKS / f"{_stem(block)}.{suffix}"
+        return _block_path(self.folder, block, suffix)
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder holds a store, finished or not."""
+    return (folder / _HEADER).is_file()
+
+
+def store_metadata(folder: Path) -> ArtefactMetadata:
+    """What a store says of itself, read without its source model; finished blocks only."""
+    header = _read_header(folder / _HEADER)
+    return _metadata(header, _read_records(folder, header.plan), "store", {})
+
+
+def _blocks(plan: Plan) -> list[int | None]:
+    found = dict.fromkeys(layer.block for layer in plan)
+    inside = sorted(block for block in found if block is not None)
+    return [*inside, None] if None in found else [*inside]
+
+
+def _block_path(folder: Path, block: int | None, suffix: str) -> Path:
+    return folder / _BLOCKS / f"{_stem(block)}.{suffix}"
+
+
+def _read_records(folder: Path, plan: Plan) -> list[LayerRecord]:
+    """Records of all finished blocks, in model order."""
+    records: list[LayerRecord] = []
+    for block in _blocks(plan):
+        path = _block_path(folder, block, "json")
+        if path.is_file():
+            try:
+                content = _BlockFile.model_validate_json(path.read_bytes())
+            except ValidationError as error:
+                raise StoreError(f"{path} is damaged: run the recipe again") from error
+            records.extend(content.records)
+    return records
+
+
+def _metadata(
+    header: StoreHeader, records: list[LayerRecord], format: str, options: Mapping[str, object]
+) -> ArtefactMetadata:
+    ranks = {record.name: record.rank for record in records if record.rank is not None}
+    return ArtefactMetadata.model_validate(
+        {
+            "asvd_q": header.asvd_q,
+            "format": format,
+            "options": dict(options),
+            "source": header.source,
+            "float_type": header.plan.float_type,
+            "store_key": header.key,
+            "truncation_ranks": ranks,
+            "layers": tuple(records),
+        }
+    )
 
 
 def _stem(block: int | None) -> str:

@@ -1,0 +1,333 @@
+"""The command line: parse, call, print. Heavy packages are imported inside the commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from asvd_q.errors import AsvdQError
+
+if TYPE_CHECKING:
+    from asvd_q.evaluation.quality import Quality
+    from asvd_q.pipeline import Prepared
+    from asvd_q.recipe import Recipe
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="asvd-q",
+    help="Low-rank decomposition and quantization of language models, exported and proven.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: decompose.alpha=0.4."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="Folder of the source model, if it has moved since the run."),
+]
+PathArgument = Annotated[
+    Path, typer.Argument(help="Run folder, store or exported artefact.", show_default=False)
+]
+
+
+def main() -> NoReturn:
+    """Run the command line; what a person can act on ends with one line and exit code 2."""
+    from asvd_q.quiet import quiet_libraries
+
+    quiet_libraries()
+    try:
+        app()
+    except AsvdQError as error:
+        _fail(str(error), 2)
+    except MemoryError:
+        _fail(
+            "there is not enough memory: keep hidden states on disk "
+            "(calibration.hidden_states: disk) or lower calibration.batch_size",
+            2,
+        )
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last finished block", 130)
+    sys.exit(0)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Throw away what an earlier run left.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Carry out a recipe; run again, it goes on where it stopped."""
+    loaded = _load(recipe, overrides)
+    from asvd_q import pipeline
+    from asvd_q.report.progress import showing_progress
+    from asvd_q.report.tables import artefact_table, print_table, quality_table, size
+
+    console = _console()
+    with showing_progress(_console(stderr=True)) as progress:
+        record = pipeline.run(loaded, progress, fresh=fresh)
+    if as_json:
+        print(record.model_dump_json(indent=1))  # noqa: T201 - the command's output
+        return
+    for warning in record.warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+    if record.quality:
+        print_table(console, quality_table(record))
+    if record.artefacts:
+        print_table(console, artefact_table(record))
+    for line in (
+        f"layers: kept {record.parameters.ratio:.4f} of their parameters, "
+        f"{size(record.layer_bytes.before)} to {size(record.layer_bytes.after)}",
+        f"whole model: {size(record.total_bytes.before)} to {size(record.total_bytes.after)} "
+        f"in the source's float type, codes at their own width",
+        f"run folder: {loaded.output}",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def validate(recipe: RecipeArgument, overrides: SetOption = None) -> None:
+    """Check a recipe against the schema, and its export options against their exporters."""
+    loaded = _load(recipe, overrides)
+    from asvd_q.exporting import make_exporter
+
+    for index, section in enumerate(loaded.export):
+        make_exporter(section.format, section.options, where=f"export.{index}", file=str(recipe))
+    _say(f"{recipe}: valid")
+
+
+@app.command()
+def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """What a recipe would do: layers, ranks, bytes, memory, time, exporters. Changes nothing."""
+    loaded = _load(recipe, overrides)
+    from asvd_q.artefact import available_exporters
+    from asvd_q.pipeline import prepare
+    from asvd_q.report.estimate import estimate
+    from asvd_q.report.tables import Table, plan_table, print_table, size
+
+    prepared = prepare(loaded)
+    needed = estimate(loaded, prepared.skeleton, prepared.plan)
+    exporters = [_export_outlook(prepared, name) for name in available_exporters()]
+    if as_json:
+        content = {
+            "plan": prepared.plan.model_dump(mode="json"),
+            "kept_ratio": prepared.plan.kept_ratio,
+            "predicted_bytes": prepared.plan.predicted_bytes,
+            "estimate": needed.model_dump(mode="json"),
+            "exporters": exporters,
+        }
+        print(json.dumps(content, indent=1))  # noqa: T201
+        return
+    console = _console()
+    print_table(console, plan_table(prepared.plan.layers, f"Plan for {prepared.source.name}"))
+    rows = tuple(
+        (
+            str(entry["exporter"]),
+            "yes" if entry["bytes"] is not None else "no",
+            "–" if entry["bytes"] is None else size(int(entry["bytes"])),
+            str(entry["refusal"] or ""),
+        )
+        for entry in exporters
+    )
+    print_table(console, Table("Exporters", ("exporter", "can hold it", "layers", "why not"), rows))
+    _say(
+        f"kept {prepared.plan.kept_ratio:.4f} of the layers' parameters; the model as a store "
+        f"counts it: {size(prepared.plan.predicted_bytes)}"
+    )
+    _say(
+        f"compression on {prepared.device}: about {size(needed.memory_bytes)} of memory and "
+        f"{needed.seconds:.0f} s, within a factor of two; nothing was changed"
+    )
+
+
+@app.command(name="export")
+def export_command(
+    run_folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    to: Annotated[str, typer.Option("--to", help="Format: onnx, gptq, transformers, …")],
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="Option of the format."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Folder of the artefact; the format's name.")
+    ] = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a finished run in another format, without repeating its work."""
+    from asvd_q.pipeline import export_run
+    from asvd_q.recipe import ExportSection
+    from asvd_q.recipe.overrides import apply_override, parse_override
+    from asvd_q.report.tables import size
+
+    fields: dict[str, Any] = {"format": to} | ({"name": name} if name else {})
+    for option in options or []:
+        fields = apply_override(fields, parse_override(option))
+    artefact = export_run(run_folder, ExportSection.model_validate(fields), model)
+    if as_json:
+        print(artefact.model_dump_json(indent=1))  # noqa: T201
+        return
+    proof = artefact.proof
+    _say(f"{run_folder / artefact.folder}: {size(artefact.bytes)}, {proof.status}")
+    if proof.relative_error is not None:
+        _say(f"{proof.runtime}: relative logit error {proof.relative_error:.2e}")
+    elif proof.detail:
+        _say(proof.detail)
+
+
+@app.command()
+def inspect(path: PathArgument, as_json: JsonOption = False) -> None:
+    """The per-layer table of a run, a store or an artefact."""
+    from asvd_q.opening import read_any_metadata
+    from asvd_q.report.tables import layer_table, print_table
+
+    metadata = read_any_metadata(path)
+    if as_json:
+        print(metadata.model_dump_json(indent=1))  # noqa: T201
+        return
+    title = f"{metadata.source.name} as {metadata.format}, made by asvd-q {metadata.asvd_q}"
+    print_table(_console(), layer_table(metadata.layers, title))
+
+
+@app.command()
+def evaluate(
+    path: PathArgument,
+    corpora: Annotated[
+        list[str] | None,
+        typer.Option("--corpus", help="Corpus; may be repeated. python-docs and python-source."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Part of the corpora.")] = "test",
+    window: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
+    windows: Annotated[int, typer.Option(help="Windows per corpus, 0 for all.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Windows per forward pass.")] = 4,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Perplexity of a run, a store or an artefact in its runtime, or of a model folder."""
+    from asvd_q.evaluation.quality import evaluate_quality
+    from asvd_q.evaluation.texts import evaluation_texts
+    from asvd_q.opening import open_anything
+    from asvd_q.recipe.build import evaluate_section
+    from asvd_q.report.progress import showing_progress
+
+    section = evaluate_section(
+        corpora or ["python-docs", "python-source"],
+        split=split,
+        window=window,
+        windows=windows or None,
+        batch_size=batch_size,
+    )
+    opened = open_anything(path, model)
+    found: list[Quality] = []
+    with showing_progress(_console(stderr=True)) as progress:
+        for text in evaluation_texts(section, opened.tokenizer):
+
+            def advance(done: int, total: int, stage: str = text.corpus) -> None:
+                progress(stage, done, total)
+
+            found.append(
+                evaluate_quality(opened.runner, text, batch_size=batch_size, progress=advance)
+            )
+    if as_json:
+        print(json.dumps([quality.model_dump() for quality in found], indent=1))  # noqa: T201
+        return
+    for quality in found:
+        _say(
+            f"{quality.corpus} ({quality.split}): perplexity {quality.perplexity:.4f} on "
+            f"{quality.tokens} tokens, {quality.windows} windows of {quality.window}, "
+            f"{quality.runtime}"
+        )
+
+
+@app.command()
+def generate(
+    path: PathArgument,
+    prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add at most.")] = 48,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    model: ModelOption = None,
+) -> None:
+    """Continue a prompt with a run, a store or an artefact, in its runtime."""
+    from asvd_q.evaluation.generation import generate_text
+    from asvd_q.opening import open_anything
+
+    opened = open_anything(path, model)
+    for piece in generate_text(
+        opened.runner,
+        opened.tokenizer,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    ):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+@app.command()
+def schema() -> None:
+    """The JSON schema of recipes, for editors."""
+    from asvd_q.recipe import json_schema
+
+    print(json.dumps(json_schema(), indent=1))  # noqa: T201
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from asvd_q import __version__
+
+        _say(f"asvd-q {__version__}")
+        raise typer.Exit
+
+
+def _load(path: Path, overrides: list[str] | None) -> Recipe:
+    from asvd_q.recipe import load_recipe
+
+    return load_recipe(path, overrides or ())
+
+
+def _export_outlook(prepared: Prepared, name: str) -> dict[str, str | int | None]:
+    """Whether an exporter, with the recipe's options or its defaults, can take the plan."""
+    from asvd_q.exporting import make_exporter
+
+    named = [exporter for section, exporter in prepared.exports if section.format == name]
+    exporter = named[0] if named else make_exporter(name, {}, where="options", file=name)
+    refused = exporter.can_express(prepared.plan)
+    if refused:
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        return {"exporter": name, "bytes": None, "refusal": f"{refused[0]}{more}"}
+    layers = sum(exporter.stored_bytes(layer) for layer in prepared.plan)
+    return {"exporter": name, "bytes": layers, "refusal": None}
+
+
+def _console(*, stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(code)
