@@ -1,0 +1,98 @@
+"""The transformers exporter. Heavy modules are imported where they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import BaseModel
+
+from asvd_q.artefact import ParityBounds, Refusal
+from asvd_q_exporters._options import CheckpointOptions, float_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from asvd_q.evaluation.torch_runner import TorchRunner
+    from asvd_q.plan import FloatType, LayerPlan, Plan, Slot
+    from asvd_q.store import Store
+
+__all__ = ["TransformersExporter", "TransformersOptions"]
+
+_INSTEAD = {"nf4": "export it with onnx"}
+
+
+class TransformersOptions(CheckpointOptions):
+    """Options of the transformers format."""
+
+
+class TransformersExporter:
+    """Writes a store's floating-point layers as a checkpoint that transformers loads.
+
+    With factors it needs `trust_remote_code=True`, which runs the modelling file beside the
+    weights; without any it is an ordinary checkpoint of the source's architecture.
+    """
+
+    name: ClassVar[str] = "transformers"
+    options_model: ClassVar[type[BaseModel]] = TransformersOptions
+
+    def __init__(self, options: BaseModel | None = None) -> None:
+        chosen = TransformersOptions() if options is None else options
+        if not isinstance(chosen, TransformersOptions):
+            raise TypeError(f"options of transformers are TransformersOptions, not {type(chosen)}")
+        self.options = chosen
+        self.float_type: FloatType | None = chosen.dtype
+        # The same torch kernels as the reference's, on the same weights: in float32 only the
+        # order of summation differs (measured 2e-7). A narrower type costs its rounding.
+        if chosen.compute_dtype == "float32" and chosen.dtype is None:
+            self.bounds = ParityBounds(relative_error=1e-5, kl=1e-6, agreement=0.999)
+        else:
+            self.bounds = ParityBounds(relative_error=5e-2, kl=1e-2, agreement=0.95)
+
+    def can_express(self, plan: Plan) -> list[Refusal]:
+        """Every layer that is quantized: this format holds floating point alone."""
+        return [
+            Refusal(
+                layer.name,
+                f"the transformers format holds floating-point matrices, not {spec.bits}-bit "
+                f"codes of {spec.method}",
+                _INSTEAD.get(spec.method, "export it with gptq or onnx"),
+            )
+            for layer in plan
+            if (spec := next(filter(None, layer.quantization.values()), None)) is not None
+        ]
+
+    def stored_bytes(self, layer: LayerPlan) -> int:
+        """Bytes of the layer's float matrices, without bias."""
+        return float_bytes(layer, self.float_type)
+
+    def write(self, store: Store, folder: Path) -> None:
+        """Write weights, configuration, tokenizer and, with factors, the modelling file.
+
+        Raises:
+            ExportError: naming the layer that the format cannot hold.
+        """
+        from asvd_q_exporters.transformers.write import write_artefact
+
+        write_artefact(store, folder, self.can_express(store.plan), self.float_type)
+
+    def open(self, folder: Path) -> TorchRunner:
+        """The checkpoint in transformers, on the CPU.
+
+        Raises:
+            ArtefactError: the folder is no checkpoint, or is damaged.
+        """
+        from asvd_q_exporters.transformers.runner import open_runner
+
+        return open_runner(folder, self.options.compute_dtype)
+
+    def read(self, folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
+        """The matrices in the weight files, read with numpy alone.
+
+        Raises:
+            ArtefactError: a file is damaged, or a matrix is missing.
+        """
+        from asvd_q_exporters.transformers.unpack import read_layers
+
+        yield from read_layers(folder)

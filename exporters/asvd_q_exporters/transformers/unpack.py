@@ -1,0 +1,47 @@
+"""Recovers matrices from a checkpoint's bytes with numpy alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from asvd_q.artefact import read_metadata
+from asvd_q_exporters._reader import WeightFiles, as_float32
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from asvd_q.plan import Slot
+
+__all__ = ["read_layers"]
+
+
+def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
+    """Every recorded layer's matrices, float32 (out, in).
+
+    Raises:
+        ArtefactError: a file is damaged, or a matrix is missing.
+    """
+    files = WeightFiles(folder)
+    for record in read_metadata(folder).layers:
+        path = files.path_of(record.name, "weight", "BLinear.weight")
+        yield (
+            record.name,
+            {
+                slot: float_matrix(files, f"{path}{module}.weight", record.slot_shapes()[slot])
+                for slot, module in _modules(record.rank is not None).items()
+            },
+        )
+
+
+def float_matrix(files: WeightFiles, name: str, shape: tuple[int, int]) -> Tensor:
+    """A float matrix (out, in); a layer left alone may lie there as (in, out)."""
+    array = as_float32(*files.get(name))
+    return torch.from_numpy(array.copy() if array.shape == shape else array.T.copy())
+
+
+def _modules(factors: bool) -> dict[Slot, str]:
+    return {"B": ".BLinear", "A": ".ALinear"} if factors else {"weight": ""}
