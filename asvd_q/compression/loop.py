@@ -56,10 +56,8 @@ def check_weights(model: BlockwiseModel, progress: Progress) -> None:
     Raises:
         NumericsError: naming the first layer that is not.
     """
-    weights = model.skeleton.weights
+    weights = [weight for weight in model.skeleton.weights if weight.block is not None]
     for done, weight in enumerate(weights):
-        if weight.block is None and model.skeleton.head_is_tied:
-            continue
         if not torch.isfinite(model.source.tensor(weight.tensor_name)).all():
             raise NumericsError(
                 f"{weight.name}: the weight holds NaN or infinity; the model is damaged"

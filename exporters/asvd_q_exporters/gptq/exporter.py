@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from asvd_q.artefact import ParityBounds, Refusal
 from asvd_q.errors import MissingExtraError
-from asvd_q_exporters._options import CheckpointOptions, float_bytes
+from asvd_q_exporters._options import KERNEL_BOUNDS, CheckpointOptions, coarsest, float_bytes
 from asvd_q_exporters.gptq.layout import packed_layout
 from asvd_q_exporters.gptq.refusals import refusals
 
@@ -51,7 +51,7 @@ class GptqExporter:
             raise TypeError(f"options of gptq are GptqOptions, not {type(chosen)}")
         self.options = chosen
         self.float_type: FloatType | None = chosen.dtype
-        self.bounds = _bounds(chosen.compute_dtype)
+        self.bounds: ParityBounds = KERNEL_BOUNDS[coarsest(chosen.dtype, chosen.compute_dtype)]
 
     def can_express(self, plan: Plan) -> list[Refusal]:
         """Methods without integer codes, sizes that do not fill words, settings that differ."""
@@ -98,7 +98,3 @@ class GptqExporter:
         from asvd_q_exporters.gptq.unpack import read_layers
 
         yield from read_layers(folder)
-
-
-def _bounds(compute_type: FloatType) -> ParityBounds:
-    return ParityBounds(relative_error=5e-2, kl=1e-2, agreement=0.95)

@@ -15,7 +15,7 @@ from asvd_q_exporters.onnx.layout import BLOCK_SIZES, nbits_layout
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from asvd_q.plan import LayerPlan, Plan, QuantSpec, Slot
+    from asvd_q.plan import FloatType, LayerPlan, Plan, QuantSpec, Slot
     from asvd_q.store import Store
     from asvd_q_exporters.onnx.runner import OnnxRunner
 
@@ -41,7 +41,7 @@ class OnnxOptions(BaseModel):
 
     dtype: Literal["float32", "float16"] = "float32"
     accuracy_level: Literal[0, 1, 4] = 4
-    opset: int = Field(21, ge=18, le=23)
+    opset: int = Field(default=21, ge=18, le=23)
     external_data: Literal["auto"] | bool = "auto"
 
 
@@ -62,6 +62,7 @@ class OnnxExporter:
             raise TypeError(f"options of the onnx format are OnnxOptions, not {type(chosen)}")
         self.options = chosen
         self.bounds = _bounds(chosen)
+        self.float_type: FloatType | None = chosen.dtype
 
     def can_express(self, plan: Plan) -> list[Refusal]:
         """Methods without integer codes, and group sizes that no block has."""
@@ -137,8 +138,15 @@ def _refusal(layer: str, spec: QuantSpec, columns: int) -> Refusal | None:
 
 
 def _bounds(options: OnnxOptions) -> ParityBounds:
+    """Measured on the small real model that the tests carry, 229 tokens, and on random ones.
+
+    Level 0 or 1 in float32 agrees to 7e-7 (KL 3e-12) whatever the bits, so its bounds leave room
+    for deeper models only. In float16 5e-4 (KL 2e-6). Level 4 rounds activations to int8, in
+    blocks as wide as the scales': 0.7e-2 at block 32 to 1.3e-2 at one scale per row (KL 2e-4 to
+    8e-4, agreement 0.965 and more), and 3.4e-2 on random weights.
+    """
     if options.accuracy_level == 4:
-        return ParityBounds(relative_error=5e-2, kl=2e-2, agreement=0.95)
+        return ParityBounds(relative_error=5e-2, kl=1e-2, agreement=0.93)
     if options.dtype == "float16":
-        return ParityBounds(relative_error=1e-2, kl=1e-3, agreement=0.98)
+        return ParityBounds(relative_error=1e-2, kl=1e-4, agreement=0.98)
     return ParityBounds(relative_error=1e-3, kl=1e-5, agreement=0.999)

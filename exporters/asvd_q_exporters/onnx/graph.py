@@ -88,6 +88,9 @@ def trace(model: Any, dtype: torch.dtype, opset: int) -> onnx_ir.Model:
     _optimize(traced)
     for value in weights:
         traced.graph.inputs.remove(value)
+    constants = list(traced.graph.initializers.values())
+    traced.graph.initializers.clear()
+    for value in [*weights, *constants]:
         value.name = value.name.removeprefix("model.")
         traced.graph.initializers[value.name] = value
     _name_inputs_and_outputs(traced)
@@ -160,10 +163,8 @@ def _name_inputs_and_outputs(model: onnx_ir.Model) -> None:
     for value, name in zip(model.graph.outputs, outputs, strict=True):
         value.name = name
         assert value.shape is not None
-        last = value.shape[-1]
-        logits = name == "logits"
-        dims = (_BATCH, _NEW, last) if logits else (_BATCH, value.shape[1], _ALL, last)
-        value.shape = onnx_ir.Shape(dims)
+        middle = (_NEW,) if name == "logits" else (value.shape[1], _ALL)
+        value.shape = onnx_ir.Shape((_BATCH, *middle, value.shape[-1]))
 
 
 def _strip(model: onnx_ir.Model) -> None:

@@ -35,7 +35,7 @@ def pack_zero_points(weight: QuantizedWeight, layout: NBitsLayout) -> Tensor:
 
 
 def pack_bits(values: Tensor, bits: int) -> Tensor:
-    """Pack the last dimension: uint8 (..., n), each below 2^bits, to uint8 (..., ⌈n · bits / 8⌉)."""
+    """Pack the last dimension of uint8 (..., n), each below 2^bits, to (..., ⌈n · bits / 8⌉)."""
     per_byte = 8 // bits
     missing = -values.shape[-1] % per_byte
     if missing:

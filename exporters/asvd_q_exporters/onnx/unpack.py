@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -42,7 +41,7 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
     path = folder / "model.onnx"
     try:
         model = onnx.load(path, load_external_data=False)
-    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
+    except Exception as error:  # protobuf's errors share no base with onnx's
         raise ArtefactError(f"{path} cannot be read: {_line(error)}; export it again") from error
     properties = {entry.key: entry.value for entry in model.metadata_props}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -55,9 +54,10 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
 
     def array(name: str) -> NDArray[Any]:
         try:
-            return numpy_helper.to_array(tensors[name], base_dir=str(folder))
+            values: NDArray[Any] = numpy_helper.to_array(tensors[name], base_dir=str(folder))
         except (KeyError, OSError, ValueError, onnx.checker.ValidationError) as error:
             raise ArtefactError(f"{path} holds no readable {name}; export it again") from error
+        return values
 
     def matrix(prefix: str, shape: tuple[int, int], spec: QuantSpec | None) -> NDArray[np.float32]:
         weight = f"{prefix}.weight"
@@ -69,12 +69,15 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
         if attributes is None:
             raise ArtefactError(f"{path} has no MatMulNBits node for {prefix}; export it again")
         zeros = f"{prefix}.zero_points"
-        return _dequantize(
-            array(f"{prefix}.codes"),
-            array(f"{prefix}.scales"),
-            array(zeros) if zeros in tensors else None,
-            attributes,
-        ).reshape(shape)
+        try:
+            return _dequantize(
+                array(f"{prefix}.codes"),
+                array(f"{prefix}.scales"),
+                array(zeros) if zeros in tensors else None,
+                attributes,
+            ).reshape(shape)
+        except (KeyError, ValueError) as error:
+            raise ArtefactError(f"{path}: {prefix} does not fit its own node") from error
 
     for record in _metadata(folder, properties).layers:
         yield (

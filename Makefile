@@ -1,0 +1,41 @@
+# make demo   compress the bundled model, export it, prove the exports, print what it cost
+# make test   run the tests
+# Both install everything into .venv first, and install nothing when that is up to date.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test test-slow lint types wheel clean
+
+install: $(STAMP)
+
+# Compiled once here, because PYTHONDONTWRITEBYTECODE makes every later import pay for it again.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gptq,dev]'
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib || true
+	touch $(STAMP)
+
+demo: install
+	$(BIN)/python benchmarks/demo.py
+
+test: install
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+wheel: install
+	$(BIN)/python -m hatchling build -t wheel
+
+clean:
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

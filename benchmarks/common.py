@@ -1,0 +1,174 @@
+"""What all benchmark scripts share: options, token windows, tables, JSON.
+
+    --model DIR --data DIR --calibration NAME,… --corpora NAME,… --window N --json FILE
+
+DIR holds NAME.train.txt and NAME.test.txt. The protocol: text encoded with the model's own
+tokenizer without special tokens; calibration on 32 windows at random offsets of the train part
+(seed 233); evaluation on the first 64 windows of the test part, next-token loss inside each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor
+
+from asvd_q import __version__
+from asvd_q.compression import Calibration, compress
+from asvd_q.evaluation.quality import TokenWindows, evaluate_quality
+from asvd_q.evaluation.runners import model_runner
+from asvd_q.models import SourceModel
+from asvd_q.models.assemble import Replaced
+from asvd_q.models.blockwise import BlockwiseModel
+from asvd_q.models.skeleton import Skeleton, build_skeleton
+from asvd_q.plan import FloatType, Plan
+from asvd_q.quiet import quiet_libraries
+from asvd_q.recipe import CorpusSection, Recipe
+from asvd_q.report.tables import Table, print_table
+from asvd_q.search import make_plan
+from asvd_q.statistics.corpora import load_corpus
+from asvd_q.statistics.windows import calibration_windows, evaluation_windows
+from asvd_q.store import Store, StoreHeader
+
+__all__ = ["Bench", "Options", "finish", "parse_options"]
+
+_ROOT = Path(__file__).resolve().parent.parent
+_SAMPLES, _SEED, _WINDOWS, _BATCH = 32, 233, 64, 4
+
+
+@dataclass(frozen=True)
+class Options:
+    """The common options, parsed."""
+
+    model: Path
+    data: Path
+    calibration: tuple[str, ...]
+    corpora: tuple[str, ...]
+    window: int
+    json: Path | None
+
+
+def parse_options(description: str, parser: argparse.ArgumentParser | None = None) -> Any:
+    """Parse the command line.
+
+    Args:
+        parser: with options of the script's own; they are attributes of the result too.
+    """
+    quiet_libraries()
+    parser = parser or argparse.ArgumentParser()
+    parser.description = description
+    parser.add_argument("--model", type=Path, default=_ROOT / "tests/data/wren")
+    parser.add_argument("--data", type=Path, required=True, help="folder of NAME.{train,test}.txt")
+    parser.add_argument("--calibration", type=_names, default=("wikitext2",))
+    parser.add_argument(
+        "--corpora", type=_names, default=("wikitext2", "ptb", "tinystories", "pycode")
+    )
+    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--json", type=Path, help="where the numbers go")
+    return parser.parse_args()
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+class Bench:
+    """A model with its calibration and evaluation tokens, read once."""
+
+    def __init__(self, options: Options, *, float_type: FloatType = "float32") -> None:
+        """Args: float_type: of unquantized matrices, so that rounding does not blur a method."""
+        self.options = options
+        self.float_type: FloatType = float_type
+        self.source = SourceModel.open(str(options.model))
+        self.skeleton: Skeleton = build_skeleton(self.source)
+        self.texts = [self._text(name) for name in options.corpora]
+        self._calibration: dict[tuple[str, ...], Tensor] = {}
+
+    def calibration(self, names: Sequence[str] | None = None) -> Tensor:
+        """Calibration windows of the corpora that the options (or the caller) name."""
+        key = tuple(names or self.options.calibration)
+        if key not in self._calibration:
+            self._calibration[key] = calibration_windows(
+                [(load_corpus(self._corpus(name, "train")), 1.0) for name in key],
+                self.source.tokenizer,
+                samples=_SAMPLES,
+                window=self.options.window,
+                seed=_SEED,
+                bos=False,
+            )
+        return self._calibration[key]
+
+    def plan(self, recipe: dict[str, Any]) -> tuple[Recipe, Plan]:
+        """A recipe of `decompose` and `quantize` sections, and its plan for this model."""
+        fields = {"model": {"path": str(self.options.model)}, "calibration": "-"} | recipe
+        fields["calibration"] = {
+            "corpora": ["python-docs"],
+            "window": self.options.window,
+            "batch_size": _BATCH,
+        }
+        parsed = Recipe.model_validate(fields)
+        return parsed, make_plan(parsed, self.source, self.skeleton, self.float_type)
+
+    def compress(
+        self, recipe: dict[str, Any], folder: Path, calibration: Sequence[str] | None = None
+    ) -> Store:
+        """Carry out a recipe on the calibration tokens; the store lies in `folder`."""
+        parsed, plan = self.plan(recipe)
+        header = StoreHeader(
+            key="benchmark", asvd_q=__version__, source=self.source.identity, plan=plan
+        )
+        store = Store.create(folder, header, self.source)
+        compress(
+            BlockwiseModel(self.source, skeleton=self.skeleton),
+            store,
+            section=parsed.decompose,
+            calibration=Calibration(self.calibration(calibration), _BATCH),
+            progress=lambda stage, done, total: None,
+        )
+        return Store.open(folder, self.source)
+
+    def perplexities(self, replaced: Replaced | None = None) -> dict[str, float]:
+        """Perplexity per corpus, of the dense model or of a store's `replaced`."""
+        runner = model_runner(self.source, replaced)
+        return {
+            text.corpus: evaluate_quality(runner, text, batch_size=_BATCH).perplexity
+            for text in self.texts
+        }
+
+    def compressed_perplexities(
+        self, recipe: dict[str, Any], calibration: Sequence[str] | None = None
+    ) -> tuple[float, dict[str, float]]:
+        """Real kept ratio of the parameters, and perplexity per corpus, of a recipe."""
+        with tempfile.TemporaryDirectory() as folder:
+            store = self.compress(recipe, Path(folder) / "store", calibration)
+            return store.plan.kept_ratio, self.perplexities(store.replaced)
+
+    def _text(self, name: str) -> TokenWindows:
+        corpus = load_corpus(self._corpus(name, "test"))
+        tokens = evaluation_windows(
+            corpus,
+            self.source.tokenizer,
+            window=self.options.window,
+            windows=_WINDOWS,
+            bos=False,
+        )
+        return TokenWindows(corpus=name, split="test", sha256=corpus.sha256, tokens=tokens)
+
+    def _corpus(self, name: str, split: str) -> CorpusSection:
+        path = self.options.data / f"{name}.{{split}}.txt"
+        return CorpusSection(source=str(path), split=split)
+
+
+def finish(options: Options, table: Table, content: Any) -> None:
+    """Print the table and write the numbers."""
+    print_table(Console(), table)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

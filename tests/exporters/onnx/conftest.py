@@ -1,0 +1,79 @@
+"""Two exports that most tests share: one of every kind of layer, one of floats and a tied head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from asvd_q.models import SourceModel
+from asvd_q.plan import QuantSpec
+from asvd_q.store import Store
+from asvd_q_exporters.onnx import OnnxExporter, OnnxOptions
+from tests.support import Choice, hand_made_store, tiny_llama
+
+KINDS: dict[str, Choice] = {
+    # attention, in = 64
+    "0.q_proj": (None, QuantSpec(bits=4, group_size=32)),
+    "0.k_proj": (None, QuantSpec(bits=8, group_size=16, symmetric=False)),
+    "0.v_proj": (24, QuantSpec(bits=4, group_size=16, symmetric=False)),
+    "0.o_proj": (24, QuantSpec(bits=3, group_size=32, symmetric=False)),
+    "1.q_proj": (None, QuantSpec(bits=2, group_size=16, symmetric=False)),
+    "1.k_proj": (None, None),
+    "1.v_proj": (24, None),
+    "1.o_proj": (None, QuantSpec(bits=6, group_size=64)),
+    # feed-forward, in = 64 and 96
+    "0.gate_proj": (None, QuantSpec(bits=3, group_size=-1)),
+    "0.up_proj": (None, QuantSpec(bits=5, group_size=128, symmetric=False)),
+    "0.down_proj": (None, QuantSpec(bits=4, group_size=64, symmetric=False)),
+    "1.gate_proj": (24, QuantSpec(bits=8, group_size=32)),
+    "1.up_proj": (40, QuantSpec(bits=2, group_size=32)),
+    "1.down_proj": (40, QuantSpec(bits=7, group_size=-1, symmetric=False)),
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    store: Store
+    exporter: OnnxExporter
+    folder: Path
+
+
+def choose(name: str, shape: tuple[int, int]) -> Choice:
+    parts = name.split(".")
+    return KINDS[f"{parts[2]}.{parts[-1]}"]
+
+
+def export(store: Store, folder: Path, options: OnnxOptions) -> Export:
+    folder.mkdir()
+    exporter = OnnxExporter(options)
+    exporter.write(store, folder)
+    metadata = store.metadata("onnx", options.model_dump())
+    (folder / "asvd_q.json").write_text(metadata.model_dump_json())
+    return Export(store, exporter, folder)
+
+
+@pytest.fixture(scope="session")
+def mixed_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("mixed")
+    source = SourceModel.open(str(tiny_llama(folder / "model", attention_bias=True)))
+    return hand_made_store(folder / "store", source, choose)
+
+
+@pytest.fixture(scope="session")
+def mixed(mixed_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Every kind of matrix, biases, an untied head; computed in float32."""
+    folder = tmp_path_factory.mktemp("mixed_onnx") / "onnx"
+    return export(mixed_store, folder, OnnxOptions(accuracy_level=0))
+
+
+@pytest.fixture(scope="session")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Floating point, dense and low-rank, a tied head, weights outside the graph."""
+    folder = tmp_path_factory.mktemp("tied")
+    source = SourceModel.open(str(tiny_llama(folder / "model", tied=True)))
+    store = hand_made_store(
+        folder / "store", source, lambda name, _: (24 if ".0." in name else None, None)
+    )
+    return export(store, folder / "onnx", OnnxOptions(external_data=True))

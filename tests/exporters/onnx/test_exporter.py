@@ -1,0 +1,146 @@
+"""Options, refusals, memory, and how cheap it is to ask."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from asvd_q.errors import ExportError
+from asvd_q.plan import LayerPlan, Plan, QuantSpec
+from asvd_q.quantization import QuantizedWeight
+from asvd_q.store import Store, StoredLayer
+from asvd_q_exporters.onnx import OnnxExporter, OnnxOptions
+from tests.exporters.onnx.conftest import Export
+
+
+def plan(spec: QuantSpec, shape: tuple[int, int] = (64, 96)) -> Plan:
+    layer = LayerPlan(
+        name="layers.0.q", kind="q", block=0, shape=shape, quantization={"weight": spec}
+    )
+    return Plan(float_type="float32", layers=(layer,))
+
+
+def test_a_group_that_no_block_has_is_refused() -> None:
+    (refusal,) = OnnxExporter().can_express(plan(QuantSpec(group_size=48)))
+    assert refusal.layer == "layers.0.q"
+    assert "48" in refusal.reason
+    assert "group_size" in refusal.instead
+    assert OnnxExporter().can_express(plan(QuantSpec(group_size=100))) == []  # a single group
+
+
+def test_a_method_without_integer_codes_is_refused() -> None:
+    (refusal,) = OnnxExporter().can_express(plan(QuantSpec(method="nf4", bits=4)))
+    assert "nf4" in refusal.reason
+    assert "rtn" in refusal.instead
+
+
+def test_a_plan_of_everything_it_holds_is_accepted(mixed_store: Store) -> None:
+    assert OnnxExporter().can_express(mixed_store.plan) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"opset": 17}, {"opset": 24}, {"dtype": "bfloat16"}, {"accuracy_level": 2}, {"x": 1}],
+)
+def test_unknown_options_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        OnnxOptions.model_validate(options)
+
+
+def test_asking_loads_neither_torch_nor_onnx() -> None:
+    program = (
+        "import sys\n"
+        "from asvd_q_exporters.onnx import OnnxExporter\n"
+        "from asvd_q.plan import LayerPlan, Plan, QuantSpec\n"
+        "layer = LayerPlan(name='a', kind='a', block=0, shape=(8, 64),\n"
+        "                  quantization={'weight': QuantSpec(bits=4)})\n"
+        "exporter = OnnxExporter()\n"
+        "exporter.can_express(Plan(float_type='float32', layers=(layer,)))\n"
+        "exporter.stored_bytes(layer)\n"
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'transformers'} & set(sys.modules)))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert found.stdout.strip() == "[]", found.stderr
+
+
+def test_act_order_is_refused_at_write(
+    mixed_store: Store, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "model.layers.0.self_attn.q_proj"
+    original = Store.layer
+
+    def permuted(self: Store, wanted: str) -> StoredLayer:
+        layer = original(self, wanted)
+        weight = layer.weights.get("weight")
+        if wanted != name or not isinstance(weight, QuantizedWeight):
+            return layer
+        order = torch.arange(weight.shape[1], dtype=torch.int32).flip(0)
+        parts = weight.tensors() | {"permutation": order}
+        moved = QuantizedWeight.from_tensors(parts, weight.spec)
+        return StoredLayer(layer.record, {"weight": moved})
+
+    monkeypatch.setattr(Store, "layer", permuted)
+    with pytest.raises(ExportError, match=f"{name}.*act order"):
+        OnnxExporter().write(mixed_store, tmp_path)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_an_outlier_beyond_float16_is_named(tied: Export) -> None:
+    from asvd_q_exporters.onnx.skeleton import Origin
+    from asvd_q_exporters.onnx.tensors import TensorReader
+
+    class Source:
+        def tensor(self, name: str) -> torch.Tensor:
+            return torch.full((2, 2), 1e6)
+
+    class Huge:
+        float_type = "float32"
+        source = Source()
+
+    with pytest.raises(ExportError, match=r"embed\.weight.*float16.*float32"):
+        TensorReader(Huge(), torch.float16).read("embed.weight", Origin(tensor="x"))  # type: ignore[arg-type]
+
+
+def test_the_traced_model_holds_no_weights(mixed_store: Store) -> None:
+    from asvd_q_exporters.onnx.skeleton import build_skeleton
+
+    skeleton = build_skeleton(mixed_store, torch.float32, 0)
+    assert skeleton.origins.keys() == dict(skeleton.model.named_parameters()).keys()
+    for name, parameter in skeleton.model.named_parameters():
+        assert parameter.untyped_storage().nbytes() <= 4, name
+    assert not any(type(module) is nn.Linear for module in skeleton.model.modules())
+
+
+def test_weights_are_read_one_at_a_time_as_the_file_is_written(
+    mixed_store: Store, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx_ir
+
+    from asvd_q_exporters.onnx import save as save_module
+    from asvd_q_exporters.onnx.tensors import TensorReader
+    from asvd_q_exporters.onnx.write import build_model
+
+    reads: list[str] = []
+    original = TensorReader.read
+
+    def counted(self: TensorReader, name: str, origin: object) -> torch.Tensor:
+        reads.append(name)
+        return original(self, name, origin)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TensorReader, "read", counted)
+    model = build_model(mixed_store, OnnxOptions(accuracy_level=0))
+    assert reads == []  # tracing and optimizing saw no value
+    lazy = {
+        name
+        for name, value in model.graph.initializers.items()
+        if isinstance(value.const_value, onnx_ir.LazyTensor)
+    }
+    rest = [v.const_value.nbytes for n, v in model.graph.initializers.items() if n not in lazy]
+    assert max(rest) <= 64
+    save_module.save(model, tmp_path, False)
+    assert sorted(reads) == sorted(lazy)  # each exactly once
