@@ -7,14 +7,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from asvd_q_exporters.onnx.layout import container_bits, nbits_layout
+from asvd_q_exporters.onnx.pack import pack_bits, pack_codes, pack_scales, pack_zero_points
+from asvd_q_exporters.onnx.unpack import _dequantize
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from asvd_q.plan import QuantSpec
 from asvd_q.quantization import QuantizedWeight, quantize
-from asvd_q_exporters.onnx.layout import container_bits, nbits_layout
-from asvd_q_exporters.onnx.pack import pack_bits, pack_codes, pack_scales, pack_zero_points
-from asvd_q_exporters.onnx.unpack import _dequantize
 
 
 def made(bits: int, group: int, symmetric: bool, shape: tuple[int, int]) -> QuantizedWeight:
@@ -66,7 +66,10 @@ def test_runtime_and_unpacker_read_the_stored_matrix(
         "one",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, shape[1]])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, shape[0]])],
-        [numpy_helper.from_array(array, name) for name, array in zip(names[1:], arrays)],
+        [
+            numpy_helper.from_array(array, name)
+            for name, array in zip(names[1:], arrays, strict=True)
+        ],
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
