@@ -48,7 +48,8 @@ class LowRankLinear(nn.Module):
         self.ALinear = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.ALinear(self.BLinear(hidden_states))
+        output: torch.Tensor = self.ALinear(self.BLinear(hidden_states))
+        return output
 
 
 def swap_factors(

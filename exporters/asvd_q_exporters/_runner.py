@@ -49,6 +49,7 @@ def load_model(
     except (OSError, ValueError, KeyError) as error:
         raise ArtefactError(f"{folder} has no readable config.json: {error}") from error
     with quiet():
+        from safetensors import SafetensorError
         from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
         from asvd_q.models.modeling_asvd_q import register
@@ -63,7 +64,7 @@ def load_model(
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=dtype, local_files_only=True
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()
             raise ArtefactError(
                 f"{folder} cannot be loaded: {reason[0] if reason else type(error).__name__}"

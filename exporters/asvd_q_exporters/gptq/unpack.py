@@ -79,7 +79,9 @@ def unpack_matrix(
     zeros = unpack_rows(tensors["qzeros"].T, bits).T[:, : codes.shape[1]]
     shifted = (zeros.astype(np.int32) + zero_offset) % (1 << bits)
     scales = tensors["scales"].astype(np.float32)
-    return ((codes.astype(np.int32) - shifted[groups]).astype(np.float32) * scales[groups]).T
+    steps = (codes.astype(np.int32) - shifted[groups]).astype(np.float32)
+    matrix: NDArray[np.float32] = (steps * scales[groups]).T
+    return matrix
 
 
 def _quantized(files: WeightFiles, module: str, bits: int, offset: int) -> NDArray[np.float32]:
