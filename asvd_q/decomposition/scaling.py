@@ -15,6 +15,7 @@ from asvd_q.errors import NumericsError
 
 __all__ = ["Scaling", "diagonal_scaling", "identity_scaling", "whitening_scaling"]
 
+_SMALLEST_DAMPING = 1e-12
 _LARGEST_DAMPING = 1.0
 
 
@@ -93,5 +94,5 @@ def whitening_scaling(gram: Tensor, damping: float) -> Scaling:
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             return Scaling(factor, damping, retries)
-        damping, retries = damping * 10, retries + 1
+        damping, retries = max(damping * 10, _SMALLEST_DAMPING), retries + 1
     raise NumericsError("the Gram matrix has no Cholesky factorisation at any damping")

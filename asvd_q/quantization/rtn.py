@@ -85,12 +85,12 @@ def round_to_grid(values: Tensor, scales: Tensor, zeros: Tensor, spec: QuantSpec
 
 
 def _grouped(weight: Tensor, spec: QuantSpec) -> Tensor:
-    """(out, groups, width); the last group is padded with the row's own last value."""
+    """(out, groups, width); the last group is padded with zeros, which every grid holds exactly."""
     rows, columns = weight.shape
     width, groups = spec.group_width(columns), spec.groups(columns)
     missing = groups * width - columns
     if missing:
-        weight = torch.cat([weight, weight[:, -1:].expand(rows, missing)], dim=1)
+        weight = torch.nn.functional.pad(weight, (0, missing))
     return weight.reshape(rows, groups, width)
 
 
