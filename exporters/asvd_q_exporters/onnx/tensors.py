@@ -7,7 +7,7 @@ from torch import Tensor
 
 from asvd_q.errors import ExportError
 from asvd_q.plan import LayerPlan
-from asvd_q.quantization import TORCH_TYPES, QuantizedWeight
+from asvd_q.quantization import QuantizedWeight
 from asvd_q.store import Store, StoredLayer
 from asvd_q_exporters.onnx.layout import nbits_layout
 from asvd_q_exporters.onnx.pack import pack_codes, pack_scales, pack_zero_points
@@ -37,8 +37,7 @@ class TensorReader:
         if origin.layer is not None:
             tensor = self._from_store(origin.layer, origin)
         else:
-            stored = TORCH_TYPES[self._store.float_type]
-            tensor = self._store.source.tensor(origin.tensor).to(stored).to(self._dtype)
+            tensor = self._store.source.tensor(origin.tensor).to(self._dtype)
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ExportError(
                 f"{name}: it holds values that {str(self._dtype).removeprefix('torch.')} cannot; "
