@@ -202,9 +202,9 @@ def _index(folder: Path) -> dict[str, TensorInfo]:
     if (folder / _INDEX).is_file():
         try:
             names = json.loads((folder / _INDEX).read_text())["weight_map"].values()
-        except (ValueError, KeyError, AttributeError) as error:
+            files = sorted({folder / os.path.basename(name) for name in names})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{folder / _INDEX} is damaged: {_line(error)}") from error
-        files = sorted({folder / os.path.basename(name) for name in names})
     elif (folder / _SINGLE).is_file():
         files = [folder / _SINGLE]
     else:
@@ -219,15 +219,14 @@ def _index(folder: Path) -> dict[str, TensorInfo]:
     for file in files:
         if not file.is_file():
             raise ModelError(f"{file} is named in {_INDEX} and is missing: download it again")
-        for name, entry in _header(file).items():
-            tensors[name] = TensorInfo(file, tuple(entry["shape"]), entry["dtype"])
+        tensors |= _header(file)
     if not tensors:
         raise ModelError(f"model.path: {folder} holds no tensors")
     return tensors
 
 
-def _header(file: Path) -> dict[str, Any]:
-    """A safetensors header: 8 bytes of length, JSON, then the data it gives offsets into.
+def _header(file: Path) -> dict[str, TensorInfo]:
+    """Tensors that a header lists: 8 bytes of length, JSON, then the data it gives offsets into.
 
     Source: https://github.com/huggingface/safetensors, section "Format".
     """
@@ -240,14 +239,18 @@ def _header(file: Path) -> dict[str, Any]:
             header: dict[str, Any] = json.loads(stream.read(length))
             header.pop("__metadata__", None)
             end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found = {
+                name: TensorInfo(file, tuple(entry["shape"]), entry["dtype"])
+                for name, entry in header.items()
+            }
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ModelError(f"{file} has a damaged header: copy it again") from error
     if size != 8 + length + end:
         raise ModelError(
             f"{file} is truncated: it has {size} bytes and its header promises "
             f"{8 + length + end}; copy it again"
         )
-    return header
+    return found
 
 
 def _line(error: Exception) -> str:
