@@ -103,4 +103,4 @@ def write_safetensors(path: Path, groups: Sequence[Group]) -> None:
                     )
                 stream.seek(start + offsets[spec.name])
                 flat = tensor.detach().cpu().contiguous().reshape(-1)
-                stream.write(memoryview(flat.view(torch.uint8).numpy()))
+                stream.write(flat.view(torch.uint8).numpy().data)

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from asvd_q.artefact import ParityBounds, Refusal
 from asvd_q.errors import MissingExtraError
 from asvd_q_exporters._options import KERNEL_BOUNDS, CheckpointOptions, coarsest, float_bytes
+from asvd_q_exporters._runner import quiet
 from asvd_q_exporters.gptq.layout import packed_layout
 from asvd_q_exporters.gptq.refusals import refusals
 
@@ -85,7 +86,8 @@ class GptqExporter:
         """
         if find_spec("gptqmodel") is None:
             raise MissingExtraError("gptqmodel", "gptq", "run a GPTQ-format checkpoint")
-        from asvd_q_exporters.gptq.runner import open_runner
+        with quiet():
+            from asvd_q_exporters.gptq.runner import open_runner
 
         return open_runner(folder, self.options.compute_dtype)
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from asvd_q.artefact import ParityBounds, Refusal
 from asvd_q_exporters._options import KERNEL_BOUNDS, CheckpointOptions, coarsest, float_bytes
+from asvd_q_exporters._runner import quiet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +83,8 @@ class TransformersExporter:
         Raises:
             ArtefactError: the folder is no checkpoint, or is damaged.
         """
-        from asvd_q_exporters.transformers.runner import open_runner
+        with quiet():
+            from asvd_q_exporters.transformers.runner import open_runner
 
         return open_runner(folder, self.options.compute_dtype)
 

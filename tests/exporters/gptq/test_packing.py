@@ -141,7 +141,12 @@ def test_gptqmodel_reads_the_same_weights(torch_linear: type, bits: int, version
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_gptqmodel_packs_the_same_bytes(torch_linear: type, bits: int) -> None:
+@pytest.mark.parametrize(
+    "packer",
+    # The second one compiles a C++ extension when it is first called.
+    ["pack_original", pytest.param("pack_block", marks=pytest.mark.slow)],
+)
+def test_gptqmodel_packs_the_same_bytes(torch_linear: type, packer: str, bits: int) -> None:
     for shape in SHAPES:
         spec = QuantSpec(bits=bits, group_size=32, symmetric=False)
         weight = quantize(torch.randn(shape, generator=torch.Generator().manual_seed(bits)), spec)
@@ -150,7 +155,7 @@ def test_gptqmodel_packs_the_same_bytes(torch_linear: type, bits: int) -> None:
         linear.weight.data = weight.dequantize()
         layer = empty_layer(torch_linear, shape, spec)
         with quiet():
-            layer.pack_block(
+            getattr(layer, packer)(
                 linear, weight.scales.float(), weight.zero_points().float(), weight.group_index
             )
         ours = pack_weight(weight, zero_offset=0)

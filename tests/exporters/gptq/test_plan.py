@@ -1,0 +1,122 @@
+"""What the format refuses, and the bytes it counts. Neither loads torch."""
+
+from __future__ import annotations
+
+import pytest
+from asvd_q_exporters.gptq import GptqExporter, GptqOptions
+
+from asvd_q.plan import FloatType, LayerPlan, Plan, QuantSpec, Slot
+
+INT4 = QuantSpec(bits=4, group_size=32)
+
+
+def factors(
+    name: str = "model.layers.0.q_proj",
+    shape: tuple[int, int] = (64, 96),
+    rank: int = 32,
+    a: QuantSpec | None = INT4,
+    b: QuantSpec | None = INT4,
+) -> LayerPlan:
+    slots: dict[Slot, QuantSpec | None] = {"B": b, "A": a}
+    return LayerPlan(
+        name=name, kind="x", block=0, shape=shape, form="factors", rank=rank, quantization=slots
+    )
+
+
+def dense(
+    name: str = "model.layers.0.k_proj",
+    shape: tuple[int, int] = (64, 96),
+    spec: QuantSpec | None = INT4,
+    block: int | None = 0,
+) -> LayerPlan:
+    return LayerPlan(name=name, kind="x", block=block, shape=shape, quantization={"weight": spec})
+
+
+def refused(*layers: LayerPlan) -> list[str]:
+    plan = Plan(float_type="float32", layers=layers)
+    return [str(refusal) for refusal in GptqExporter().can_express(plan)]
+
+
+def test_what_works_is_not_refused() -> None:
+    assert refused(factors(), dense()) == []
+    assert refused(factors(b=None), dense(spec=None), dense("lm_head", spec=None, block=None)) == []
+    for bits in (2, 3, 4, 8):
+        for group_size in (-1, 16, 32, 64, 128, 256):
+            for symmetric in (True, False):
+                spec = QuantSpec(bits=bits, group_size=group_size, symmetric=symmetric)
+                assert refused(dense(spec=spec), factors(a=spec, b=spec)) == []
+    assert refused(dense(spec=INT4), factors(b=INT4.model_copy(update={"method": "gptq"}))) == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason", "instead"),
+    [
+        (dense(spec=QuantSpec(method="nf4", bits=4)), "what nf4 makes", "onnx"),
+        (dense(spec=QuantSpec(bits=5)), "not 5", "bits 4"),
+        (dense(spec=QuantSpec(bits=6)), "not 6", "bits 8"),
+        (dense(spec=QuantSpec(group_size=48)), "groups of 48", "group_size 32"),
+        (dense(spec=QuantSpec(group_size=200)), "groups of 200", "group_size 256"),
+        (factors(rank=24), "matrix B of 24 × 96", "rank_multiple 32"),
+        (factors(rank=24, b=None), "matrix A of 64 × 24", "rank_multiple 32"),
+        (factors(shape=(80, 64)), "matrix A of 80 × 32", "leave it in floating point"),
+        (dense(shape=(64, 100)), "multiple of 32", "leave it in floating point"),
+        (dense("lm_head", block=None), "blocks alone", "floating point"),
+    ],
+)
+def test_refusals_name_the_layer_and_a_way_out(layer: LayerPlan, reason: str, instead: str) -> None:
+    found = refused(layer)
+    assert found
+    assert found[0].startswith(layer.name)
+    assert reason in found[0]
+    assert instead in found[0].rsplit(";", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (QuantSpec(bits=8, group_size=32), "bits (8)"),
+        (QuantSpec(bits=4, group_size=64), "group size (64)"),
+        (QuantSpec(bits=4, group_size=-1), "group size (-1)"),
+        (QuantSpec(bits=4, group_size=32, symmetric=False), "symmetry (False)"),
+    ],
+)
+def test_settings_that_differ_name_the_first_layer_that_does(other: QuantSpec, words: str) -> None:
+    (found,) = refused(
+        factors(), dense("a", spec=None), dense("b", spec=other), dense("c", spec=other)
+    )
+    assert found.startswith("b: ")
+    assert words in found
+    assert "onnx" in found
+    assert refused(factors(a=other))[0].startswith("model.layers.0.q_proj: ")
+
+
+def test_nothing_quantized_belongs_elsewhere() -> None:
+    (found,) = refused(dense(spec=None))
+    assert "no layer is quantized" in found
+    assert "transformers" in found
+
+
+def test_bytes_by_hand() -> None:
+    exporter = GptqExporter()
+    # 96 × 4 / 32 words for each of 64 columns, 3 groups of 64 scales and 8 words, 96 indices
+    assert exporter.stored_bytes(dense()) == 4 * 12 * 64 + 2 * 3 * 64 + 4 * 3 * 8 + 4 * 96
+    b = 4 * 12 * 32 + 2 * 3 * 32 + 4 * 3 * 4 + 4 * 96
+    a = 4 * 4 * 64 + 2 * 64 + 4 * 8 + 4 * 32
+    assert exporter.stored_bytes(factors()) == a + b
+    half = GptqExporter(GptqOptions(dtype="float16"))
+    assert half.stored_bytes(factors(b=None)) == a + 2 * 32 * 96
+    assert half.stored_bytes(dense(spec=None)) == 2 * 64 * 96
+
+
+def test_bounds_follow_the_coarsest_type() -> None:
+    pairs: list[tuple[FloatType, FloatType | None]] = [
+        ("float32", None),
+        ("float16", None),
+        ("bfloat16", None),
+        ("float32", "bfloat16"),
+    ]
+    errors = [
+        GptqExporter(GptqOptions(compute_dtype=compute, dtype=stored)).bounds.relative_error
+        for compute, stored in pairs
+    ]
+    assert errors[0] < errors[1] < errors[2] == errors[3]
