@@ -33,7 +33,8 @@ def uniform_ranks(
 
     Every rank is first rounded down to a multiple. What that leaves of the whole budget is then
     spent one multiple at a time, where the rounding took most, so that the total comes as close
-    to `kept_ratio` as it can without passing it.
+    to `kept_ratio` as it can without passing it; only where every rank is one multiple can it
+    be above.
 
     Args:
         weights: the layers that may be factorised.
@@ -64,6 +65,11 @@ def uniform_ranks(
     budget = kept_ratio * sum(rows * columns for rows, columns in shapes.values())
     spent = float(sum(shapes[name][0] * shapes[name][1] for name in choices))
     spent += sum(factor_parameters(shapes[name], rank) for name, rank in ranks.items())
+    # Layers that no rank suits, or that are held up by their smallest rank, are paid by others.
+    while spent > budget and any(rank > rank_multiple for rank in ranks.values()):
+        name = max((name for name in ranks if ranks[name] > rank_multiple), key=kept)
+        ranks[name] -= rank_multiple
+        spent -= factor_parameters(shapes[name], rank_multiple)
     for name in sorted(ranks, key=lambda name: kept(name) - kept_ratio):
         step = factor_parameters(shapes[name], rank_multiple)
         raised = ranks[name] + rank_multiple

@@ -1,0 +1,154 @@
+"""From a recipe to a plan: which layers, which form, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from asvd_q.models import SourceModel
+from asvd_q.models.skeleton import build_skeleton
+from asvd_q.plan import LayerPlan, Plan, QuantSpec
+from asvd_q.recipe import Recipe
+from asvd_q.search.planning import make_plan
+from tests.support import tiny_llama
+
+KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SourceModel:
+    return SourceModel.open(str(tiny_llama(tmp_path_factory.mktemp("model"), tied=request.param)))
+
+
+def plan_of(source: SourceModel, **sections: Any) -> Plan:
+    recipe = Recipe.model_validate(
+        {
+            "model": {"path": str(source.path)},
+            "calibration": {"corpus": "python-docs", "samples": 1, "window": 8},
+            **sections,
+        }
+    )
+    return make_plan(recipe, source, build_skeleton(source), "float32")
+
+
+def by_kind(plan: Plan, kind: str) -> list[LayerPlan]:
+    return [layer for layer in plan if layer.kind == kind]
+
+
+def test_without_stages_every_layer_is_listed_and_left_alone(source: SourceModel) -> None:
+    plan = plan_of(source)
+    assert [layer.kind for layer in plan] == KINDS * 2
+    assert not any(layer.changed for layer in plan)
+    numel = sum(info.numel for info in source.tensors.values())
+    assert plan.predicted_bytes == 4 * numel
+    assert plan.kept_ratio == 1
+
+
+def test_explicit_ranks_are_taken_even_where_they_cost_more(source: SourceModel) -> None:
+    plan = plan_of(source, decompose={"ranks": {"*": 16, "up_proj": 64}})
+    assert plan.ranks == {layer.name: 64 if layer.kind == "up_proj" else 16 for layer in plan}
+    (first, _) = by_kind(plan, "up_proj")
+    assert first.predicted_bytes == 4 * 64 * (96 + 64) > 4 * 96 * 64
+
+
+def test_include_and_exclude(source: SourceModel) -> None:
+    plan = plan_of(
+        source,
+        decompose={
+            "ranks": {"*": 8},
+            "include": ["*.mlp.*", "q_proj"],
+            "exclude": ["*.layers.1.*", "gate_proj"],
+        },
+    )
+    assert set(plan.ranks) == {
+        f"model.layers.0.{name}" for name in ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
+    }
+    left_out = [layer for layer in plan if layer.rank is None]
+    assert all("decompose.include and decompose.exclude" in str(layer.reason) for layer in left_out)
+    assert len(left_out) == 11
+
+
+def test_uniform_ratio_counts_the_selected_layers_only(source: SourceModel) -> None:
+    plan = plan_of(
+        source, decompose={"kept_ratio": 0.5, "rank_multiple": 4, "include": ["*.mlp.*"]}
+    )
+    chosen = [layer for layer in plan if ".mlp." in layer.name]
+    assert all(layer.rank is not None and layer.rank % 4 == 0 for layer in chosen)
+    before = sum(layer.shape[0] * layer.shape[1] for layer in chosen)
+    assert 0.45 * before < sum(layer.parameters for layer in chosen) <= 0.5 * before
+    assert all(layer.rank is None for layer in plan if ".mlp." not in layer.name)
+
+
+def test_factors_that_pay_in_parameters_but_not_in_bytes_stay_dense(source: SourceModel) -> None:
+    """Narrow factors have more scales for their codes than the dense layer has for its own."""
+    name = "model.layers.0.mlp.up_proj"
+    sections = {"decompose": {"kept_ratio": 0.98, "rank_multiple": 1, "include": [name]}}
+    assert plan_of(source, **sections).ranks == {name: 37}
+    quantize = {"bits": 2, "group_size": 16, "symmetric": False}
+    plan = plan_of(source, quantize=quantize, **sections)
+    layer = plan.layer(name)
+    assert (layer.form, layer.rank) == ("dense", None)
+    assert str(layer.reason).startswith("factors of rank 37 would take ")
+    assert layer.quantization["weight"] == QuantSpec(bits=2, group_size=16, symmetric=False)
+    # 96·64 codes of 2 bits, 96·4 scales of 16 bits, as many zero points of 2 bits.
+    assert layer.predicted_bytes == (96 * 64 * 2 + 96 * 4 * 18) // 8
+    factors = (37 * 64 + 96 * 37) * 2 + (37 * 4 + 96 * 3) * 18
+    assert f"would take {-(-factors // 8)} bytes" in str(layer.reason)
+
+
+def test_the_same_factors_in_floating_point_pay(source: SourceModel) -> None:
+    plan = plan_of(source, decompose={"kept_ratio": 0.5, "rank_multiple": 8})
+    for layer in plan:
+        out_features, in_features = layer.shape
+        assert layer.rank is not None
+        assert layer.predicted_bytes == 4 * layer.rank * (out_features + in_features)
+        assert layer.predicted_bytes < 4 * out_features * in_features
+
+
+def test_factors_left_in_floating_point_do_not_pay_against_a_quantized_layer(
+    source: SourceModel,
+) -> None:
+    plan = plan_of(
+        source,
+        decompose={"kept_ratio": 0.5, "rank_multiple": 8},
+        quantize={
+            "bits": 4,
+            "overrides": [
+                {"match": "*", "slot": "A", "skip": True},
+                {"match": "*", "slot": "B", "skip": True},
+            ],
+        },
+    )
+    assert plan.ranks == {}
+    assert all("would take" in str(layer.reason) for layer in plan)
+
+
+def test_quantization_of_each_slot_follows_the_recipe(source: SourceModel) -> None:
+    plan = plan_of(
+        source,
+        decompose={"ranks": {"*.layers.0.*": 8}},
+        quantize={"bits": 4, "group_size": 32, "dense": False, "factors": {"A": {"bits": 8}}},
+    )
+    for layer in plan:
+        if layer.block == 0:
+            assert layer.quantization == {
+                "A": QuantSpec(bits=8, group_size=32),
+                "B": QuantSpec(bits=4, group_size=32),
+            }
+        else:
+            assert layer.quantization == {"weight": None}
+
+
+def test_the_head_is_planned_only_when_asked_for_and_not_tied(source: SourceModel) -> None:
+    sections = {"decompose": {"ranks": {"*_proj": 8, "*": 8}, "lm_head": True}}
+    found = [layer.name for layer in plan_of(source, **sections) if layer.block is None]
+    tied = build_skeleton(source).head_is_tied
+    assert found == ([] if tied else ["lm_head"])
+
+
+def test_bytes_of_everything_else_are_counted(source: SourceModel) -> None:
+    plan = plan_of(source, quantize={"bits": 4})
+    planned = sum(layer.shape[0] * layer.shape[1] for layer in plan)
+    numel = sum(info.numel for info in source.tensors.values())
+    assert plan.other_bytes == 4 * (numel - planned)
