@@ -24,7 +24,7 @@ __all__ = ["LowRankLinear", "auto_map", "register", "swap_factors"]
 
 _PREFIX = "AsvdQ"
 _TYPE_PREFIX = "asvd_q_"
-_AUTO_MODELS = ("AutoModel", "AutoModelForCausalLM")
+_AUTO_MODELS = {"AutoModel": "MODEL_MAPPING", "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING"}
 
 
 class LowRankLinear(nn.Module):
@@ -121,7 +121,7 @@ def register(base: type[PreTrainedConfig]) -> str:
 
 
 def _base_models(base: type[PreTrainedConfig]) -> dict[str, type[PreTrainedModel]]:
-    found = {name: getattr(transformers, name)._model_mapping[base] for name in _AUTO_MODELS}
+    found = {name: getattr(transformers, table)[base] for name, table in _AUTO_MODELS.items()}
     return {
         name: model[0] if isinstance(model, list | tuple) else model
         for name, model in found.items()

@@ -106,14 +106,14 @@ def _path(record: LayerRecord, source: SourceModel) -> str:
 
 def _tied(source: SourceModel) -> dict[str, str]:
     """Parameters that are another one under a second name: name → the one that is stored."""
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if not getattr(source.config, "tie_word_embeddings", False):
         return {}
-    mapping = AutoModelForCausalLM._model_mapping
-    if type(source.config) not in mapping:
+    if type(source.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return {}
-    keys = getattr(mapping[type(source.config)], "_tied_weights_keys", None)
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(source.config)]
+    keys = getattr(model_class, "_tied_weights_keys", None)
     names = dict(keys) if isinstance(keys, Mapping) else {}
     return {name: twin for name, twin in names.items() if source.resolve(twin) is not None}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -93,14 +94,19 @@ def write_safetensors(path: Path, groups: Sequence[Group]) -> None:
         start = stream.tell()
         stream.truncate(start + end)
         for group in groups:
-            tensors = group.load()
-            for spec in group.specs:
-                tensor = tensors[spec.name]
-                if tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
-                    raise ValueError(
-                        f"{spec.name} is {tensor.dtype} {tuple(tensor.shape)}, "
-                        f"not {spec.dtype} {spec.shape}"
-                    )
-                stream.seek(start + offsets[spec.name])
-                flat = tensor.detach().cpu().contiguous().reshape(-1)
-                stream.write(flat.view(torch.uint8).numpy().data)
+            _write_group(stream, start, offsets, group)
+
+
+def _write_group(stream: BinaryIO, start: int, offsets: Mapping[str, int], group: Group) -> None:
+    """A function of its own, so that nothing of a group outlives it."""
+    tensors = group.load()
+    for spec in group.specs:
+        tensor = tensors[spec.name]
+        if tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
+            raise ValueError(
+                f"{spec.name} is {tensor.dtype} {tuple(tensor.shape)}, "
+                f"not {spec.dtype} {spec.shape}"
+            )
+        stream.seek(start + offsets[spec.name])
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        stream.write(flat.view(torch.uint8).numpy().data)

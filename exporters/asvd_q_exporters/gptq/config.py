@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from asvd_q import __version__
+from asvd_q_exporters._checkpoint import MODULES
+from asvd_q_exporters._options import finished_plan
 from asvd_q_exporters.gptq.refusals import common_spec
 
 if TYPE_CHECKING:
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["quantization_config"]
 
-_MODULES = {"weight": "", "B": ".BLinear", "A": ".ALinear"}
 _INT4_GROUPS = (32, 64, 128)
 """Groups of torch's int4 kernel for the CPU, which must also divide the input channels."""
 
@@ -25,7 +26,7 @@ def quantization_config(store: Store, *, act_order: bool) -> dict[str, Any]:
     Args:
         act_order: whether the columns of any matrix were grouped in another order.
     """
-    spec = common_spec(store.plan)
+    spec = common_spec(finished_plan(store))
     assert spec is not None
     config: dict[str, Any] = {
         "quant_method": "gptq",
@@ -81,7 +82,7 @@ def _listed_modules(store: Store, records: list[LayerRecord]) -> list[str] | Non
         at = parts.index(str(record.block))
         blocks = ".".join(parts[:at]), parts[at - 1]
         names = [
-            ".".join(parts[at + 1 :]) + _MODULES[slot]
+            ".".join(parts[at + 1 :]) + MODULES[slot]
             for slot in record.slot_shapes()
             if record.quantization[slot] is not None
         ]

@@ -11,10 +11,16 @@ from pydantic import BaseModel
 
 from asvd_q.artefact import ParityBounds, Refusal
 from asvd_q.errors import MissingExtraError
-from asvd_q_exporters._options import KERNEL_BOUNDS, CheckpointOptions, coarsest, float_bytes
+from asvd_q_exporters._options import (
+    KERNEL_BOUNDS,
+    CheckpointOptions,
+    coarsest,
+    finished_plan,
+    float_bytes,
+)
 from asvd_q_exporters._runner import quiet
 from asvd_q_exporters.gptq.layout import packed_layout
-from asvd_q_exporters.gptq.refusals import refusals
+from asvd_q_exporters.gptq.refusals import refusals as refusals_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +62,7 @@ class GptqExporter:
 
     def can_express(self, plan: Plan) -> list[Refusal]:
         """Methods without integer codes, sizes that do not fill words, settings that differ."""
-        return refusals(plan)
+        return refusals_of(plan)
 
     def stored_bytes(self, layer: LayerPlan) -> int:
         """Bytes of the layer's tensors: packed codes, zero points, scales, g_idx, floats."""
@@ -75,7 +81,8 @@ class GptqExporter:
         """
         from asvd_q_exporters.gptq.write import write_artefact
 
-        write_artefact(store, folder, self.can_express(store.plan), self.float_type)
+        refusals = self.can_express(finished_plan(store))
+        write_artefact(store, folder, refusals, self.float_type)
 
     def open(self, folder: Path) -> TorchRunner:
         """The checkpoint in transformers with gptqmodel's portable kernel, on the CPU.

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import BaseModel
 
 from asvd_q.artefact import ParityBounds, Refusal
-from asvd_q_exporters._options import KERNEL_BOUNDS, CheckpointOptions, coarsest, float_bytes
+from asvd_q_exporters._options import (
+    KERNEL_BOUNDS,
+    CheckpointOptions,
+    coarsest,
+    finished_plan,
+    float_bytes,
+)
 from asvd_q_exporters._runner import quiet
 
 if TYPE_CHECKING:
@@ -75,7 +81,8 @@ class TransformersExporter:
         """
         from asvd_q_exporters.transformers.write import write_artefact
 
-        write_artefact(store, folder, self.can_express(store.plan), self.float_type)
+        refusals = self.can_express(finished_plan(store))
+        write_artefact(store, folder, refusals, self.float_type)
 
     def open(self, folder: Path) -> TorchRunner:
         """The checkpoint in transformers, on the CPU.

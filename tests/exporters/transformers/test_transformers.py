@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from asvd_q.errors import ArtefactError, ExportError
 from asvd_q.models import SourceModel
 from asvd_q.plan import LayerPlan, Plan, QuantSpec, Slot
+from asvd_q.store import StoredLayer
 from tests.exporters.checkpoints import (
     TOKENS,
     assert_reads_back,
@@ -182,6 +185,44 @@ def test_the_writer_gives_the_bytes_of_safetensors(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "ours", groups)
     save_file(plain, tmp_path / "theirs", metadata={"format": "pt"})
     assert (tmp_path / "ours").stat().st_size == (tmp_path / "theirs").stat().st_size
+
+
+def test_the_writer_holds_one_group_at_a_time(tmp_path: Path) -> None:
+    written: list[weakref.ref[torch.Tensor]] = []
+
+    def load(name: str) -> dict[str, torch.Tensor]:
+        assert all(reference() is None for reference in written)
+        tensor = torch.ones(8)
+        written.append(weakref.ref(tensor))
+        return {name: tensor}
+
+    names = ("c", "a", "b")
+    write_safetensors(
+        tmp_path / "file",
+        [Group((TensorSpec(name, torch.float32, (8,)),), partial(load, name)) for name in names],
+    )
+    assert len(written) == 3
+    assert load_file(tmp_path / "file").keys() == set(names)
+
+
+def test_a_layer_that_stayed_dense_against_the_plan(tmp_path: Path) -> None:
+    """The record says what was done; `truncation_ranks` and the tensors follow it."""
+    store = hand_made_store(
+        tmp_path / "store", SourceModel.open(str(tiny_llama(tmp_path / "model"))), half
+    )
+    name = "model.layers.0.self_attn.q_proj"
+    layers = [layer for layer in store.layers() if layer.record.block == 0]
+    dense = layers[0].record.model_copy(
+        update={"form": "dense", "rank": None, "quantization": {"weight": None}, "reason": "why"}
+    )
+    assert dense.name == name
+    store.write_block(0, [StoredLayer(dense, {}), *layers[1:]])
+    exporter = TransformersExporter()
+    folder = export(exporter, store, tmp_path / "out")
+    assert name in store.plan.ranks
+    assert name not in json.loads((folder / "config.json").read_text())["truncation_ranks"]
+    assert_reads_back(exporter, store, folder)
+    assert_runs(exporter, store, folder, within=1e-5)
 
 
 def test_the_writer_refuses_what_was_not_promised(tmp_path: Path) -> None:
