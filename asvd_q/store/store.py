@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -21,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from asvd_q.errors import StoreError
+from asvd_q.errors import ResourceError, StoreError
 from asvd_q.files import atomic_path, make_folder, sha256, write_text
-from asvd_q.models import SourceModel
+from asvd_q.models import SourceModel, WeightRef
 from asvd_q.plan import FloatType, Plan, Slot
 from asvd_q.quantization.registry import weight_from_tensors
 from asvd_q.quantization.weights import TORCH_TYPES, FloatWeight, StoredWeight
@@ -164,6 +165,9 @@ class Store:
         """Write all planned layers of one block; tensors first, the record that seals them last.
 
         Layers whose record says they were left alone bring no tensors.
+
+        Raises:
+            ResourceError: the disk is full or cannot be written.
         """
         tensors = {
             f"{layer.record.name}.{slot}.{part}": tensor.contiguous()
@@ -174,8 +178,11 @@ class Store:
         }
         path = self._path(block, "safetensors")
         self._path(block, "json").unlink(missing_ok=True)
-        with atomic_path(path) as partial:
-            save_file(tensors, partial)
+        try:
+            with atomic_path(path) as partial:
+                save_file(tensors, partial)
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            raise ResourceError(f"cannot write {path}: {error}") from error
         content = _BlockFile(
             tensors_sha256=sha256(path), records=tuple(layer.record for layer in layers)
         )
@@ -236,10 +243,16 @@ class Store:
         return _metadata(self.header, self.records(), format, options or {})
 
     def _source_weight(self, record: LayerRecord) -> Tensor:
-        tensor = self.source.tensor(f"{record.name}.weight").to(TORCH_TYPES[self.float_type])
-        if tuple(tensor.shape) != record.shape:  # Conv1D keeps (in, out)
-            tensor = tensor.T.contiguous()
-        return tensor
+        ref = self._refs[record.name]
+        weight = ref.take(self.source.tensor(ref.tensor_name))
+        return weight.to(TORCH_TYPES[self.float_type]).contiguous()
+
+    @cached_property
+    def _refs(self) -> dict[str, WeightRef]:
+        """Where each weight lies in the source: a square one does not show how it is kept."""
+        from asvd_q.models.skeleton import build_skeleton
+
+        return {ref.name: ref for ref in build_skeleton(self.source).weights}
 
     def _by_name(self) -> dict[str, LayerRecord]:
         if self._records is None:
