@@ -29,7 +29,6 @@ from asvd_q.models.assemble import Replaced
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.skeleton import Skeleton, build_skeleton
 from asvd_q.plan import FloatType, Plan
-from asvd_q.quiet import quiet_libraries
 from asvd_q.recipe import CorpusSection, Recipe
 from asvd_q.report.tables import Table, print_table
 from asvd_q.search import make_plan
@@ -61,7 +60,6 @@ def parse_options(description: str, parser: argparse.ArgumentParser | None = Non
     Args:
         parser: with options of the script's own; they are attributes of the result too.
     """
-    quiet_libraries()
     parser = parser or argparse.ArgumentParser()
     parser.description = description
     parser.add_argument("--model", type=Path, default=_ROOT / "tests/data/wren")

@@ -1,0 +1,165 @@
+"""Every command as a user calls it, on the bundled model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from asvd_q import __version__
+from asvd_q.recipe import json_schema
+from tests.cli.runner import command, write_recipe
+from tests.support import WREN
+
+Capture = pytest.CaptureFixture[str]
+_EVALUATE = {"corpus": "python-docs", "window": 64, "windows": 2}
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of wren: factors at 8 bits, one ONNX artefact."""
+    from asvd_q.pipeline import run
+    from asvd_q.recipe import load_recipe
+
+    folder = tmp_path_factory.mktemp("commands")
+    recipe = write_recipe(
+        folder,
+        quantize={"bits": 8, "group_size": 32},
+        evaluate=_EVALUATE,
+        export=[{"format": "onnx", "accuracy_level": 0}],
+    )
+    run(load_recipe(recipe), lambda stage, done, total: None)
+    return folder / "run"
+
+
+def test_imports_are_cheap() -> None:
+    code = (
+        "import sys, asvd_q, asvd_q.cli, asvd_q.recipe, asvd_q.artefact;"
+        "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_and_version(capsys: Capture) -> None:
+    assert "export" in command(capsys, "--help").out
+    assert command(capsys, "--version").out.strip() == f"asvd-q {__version__}"
+
+
+def test_schema_is_the_recipes(capsys: Capture) -> None:
+    assert json.loads(command(capsys, "schema").out) == json_schema()
+
+
+def test_validate(tmp_path: Path, capsys: Capture) -> None:
+    recipe = write_recipe(tmp_path)
+    assert command(capsys, "validate", recipe).out == f"{recipe}: valid\n"
+    assert command(capsys, "validate", recipe, "--set", "decompose.alpha=0.4").code == 0
+
+
+def test_plan_changes_nothing(tmp_path: Path, capsys: Capture) -> None:
+    recipe = write_recipe(tmp_path, quantize={"bits": 4, "group_size": 32})
+    ended = command(capsys, "plan", recipe)
+    assert ended.code == 0
+    assert "model.layers.5.mlp.down_proj" in ended.out
+    for exporter in ("onnx", "gptq", "transformers"):
+        assert exporter in ended.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_plan_as_json_agrees_with_the_run(
+    tmp_path: Path, capsys: Capture, run_folder: Path
+) -> None:
+    recipe = write_recipe(tmp_path, quantize={"bits": 8, "group_size": 32})
+    content = json.loads(command(capsys, "plan", recipe, "--json").out)
+    record = json.loads((run_folder / "run.json").read_text())
+    assert content["predicted_bytes"] == record["total_bytes"]["after"]
+    assert [layer["predicted_bytes"] for layer in content["plan"]["layers"]] == [
+        layer["bytes_after"] for layer in record["layers"]
+    ]
+    refused = {entry["exporter"]: entry["refusal"] for entry in content["exporters"]}
+    assert refused["onnx"] is None
+    assert refused["gptq"] is None
+    assert "transformers" in refused
+    assert "model.layers.0.self_attn.q_proj" in refused["transformers"]
+
+
+def test_run_prints_tables(tmp_path: Path, capsys: Capture) -> None:
+    ended = command(capsys, "run", write_recipe(tmp_path, evaluate=_EVALUATE))
+    assert ended.code == 0
+    assert "python-docs (test)" in ended.out
+    assert "layers: kept 0.6" in ended.out
+    assert "compressing: 6/6" in ended.err
+
+
+def test_run_as_json_is_the_record(tmp_path: Path, capsys: Capture) -> None:
+    ended = command(capsys, "run", write_recipe(tmp_path), "--json")
+    assert json.loads(ended.out) == json.loads((tmp_path / "run/run.json").read_text())
+
+
+@pytest.mark.parametrize("path", [".", "store", "artefacts/onnx"])
+def test_inspect(run_folder: Path, capsys: Capture, path: str) -> None:
+    ended = command(capsys, "inspect", run_folder / path)
+    rows = [line for line in ended.out.splitlines() if line.startswith("model.layers.")]
+    assert len(rows) == 42
+    assert all("factors" in row for row in rows)
+    content = json.loads(command(capsys, "inspect", run_folder / path, "--json").out)
+    record = json.loads((run_folder / "run.json").read_text())
+    assert content["layers"] == record["layers"]
+
+
+@pytest.mark.parametrize("path", [".", "store", "artefacts/onnx"])
+def test_evaluate_gives_the_runs_perplexity(run_folder: Path, capsys: Capture, path: str) -> None:
+    arguments = ("--corpus", "python-docs", "--window", "64", "--windows", "2", "--json")
+    (found,) = json.loads(command(capsys, "evaluate", run_folder / path, *arguments).out)
+    (expected,) = json.loads((run_folder / "run.json").read_text())["quality"]
+    assert found["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-4)
+    assert found["tokens"] == expected["tokens"] == 2 * 63
+
+
+def test_evaluate_a_model_folder(capsys: Capture) -> None:
+    arguments = ("--corpus", "python-source", "--window", "64", "--windows", "1")
+    ended = command(capsys, "evaluate", WREN, *arguments)
+    assert "python-source (test): perplexity" in ended.out
+
+
+def test_generate_agrees_with_transformers(run_folder: Path, capsys: Capture) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    prompt = "The string method returns"
+    arguments = ("--prompt", prompt, "--max-new-tokens", "8")
+    ended = command(capsys, "generate", WREN / "absent", *arguments)
+    assert ended.code == 2
+    in_ort = command(capsys, "generate", run_folder / "artefacts/onnx", *arguments).out
+    in_torch = command(capsys, "generate", run_folder, *arguments).out
+    assert in_ort == in_torch
+    assert in_ort.startswith(prompt)
+    dense = command(capsys, "generate", WREN, *arguments).out
+    tokenizer = AutoTokenizer.from_pretrained(WREN)
+    model = AutoModelForCausalLM.from_pretrained(WREN, dtype=torch.float32)
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    expected = model.generate(ids, max_new_tokens=8, do_sample=False)
+    assert dense.strip() == tokenizer.decode(expected[0], skip_special_tokens=True).strip()
+
+
+def test_export_another_format(run_folder: Path, capsys: Capture) -> None:
+    before = (run_folder / "store/store.json").stat().st_mtime_ns
+    arguments = ("--to", "onnx", "--name", "onnx-16", "--option", "dtype=float16")
+    ended = command(capsys, "export", run_folder, *arguments)
+    assert ended.code == 0, ended.err
+    assert "proven" in ended.out
+    assert (run_folder / "artefacts/onnx-16/model.onnx").is_file()
+    assert (run_folder / "store/store.json").stat().st_mtime_ns == before
+    names = [
+        entry["name"] for entry in json.loads((run_folder / "run.json").read_text())["artefacts"]
+    ]
+    assert names == ["onnx", "onnx-16"]
+
+
+def test_export_refuses_by_name(run_folder: Path, capsys: Capture) -> None:
+    message = command(capsys, "export", run_folder, "--to", "transformers").message
+    assert "model.layers.0.self_attn.q_proj" in message
+    assert not (run_folder / "artefacts/transformers").exists()
