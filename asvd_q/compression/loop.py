@@ -221,7 +221,7 @@ class _Loop:
         return fisher_information(
             self.model,
             calibration.windows,
-            [weight for weight in wanted if weight.block is not None],
+            wanted,
             folder=calibration.folder,
             progress=lambda done: self.progress("Fisher information", done, total),
         )

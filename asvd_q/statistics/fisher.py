@@ -8,11 +8,11 @@ block's weights and graph exist at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.hidden import HiddenStates
@@ -34,7 +34,7 @@ def fisher_information(
     Args:
         model: dense; nothing in it is changed.
         windows: int64 (samples, tokens).
-        weights: the layers it is wanted for, inside blocks.
+        weights: the layers it is wanted for; outside the blocks that can be the head.
         folder: keeps the blocks' inputs on disk instead of in memory.
         progress: called with the number of blocks done, forwards and backwards.
 
@@ -56,14 +56,16 @@ def fisher_information(
                 del block
                 progress(index + 1)
         gradients = inputs[-1]
+        head = _Squares(outside, "", [weight for weight in weights if weight.block is None])
         for position, window in enumerate(windows):
             hidden = gradients[position].detach().requires_grad_(True)
             with torch.enable_grad():
                 logits = model.logits(outside, hidden)[0, :-1].float()
                 loss = torch.nn.functional.cross_entropy(logits, window[1:].to(logits.device))
-                (gradient,) = torch.autograd.grad(loss, hidden)
+                gradient, *rest = torch.autograd.grad(loss, [hidden, *head.parameters])
             gradients[position] = gradient
-    found: dict[str, Tensor] = {}
+            head.add(rest)
+    found = head.result(len(windows))
     for index in reversed(range(len(model))):
         wanted = [weight for weight in weights if weight.block == index]
         found |= _block_backward(model, index, wanted, inputs[index], gradients)
@@ -80,27 +82,42 @@ def _block_backward(
 ) -> dict[str, Tensor]:
     """Squared gradients of one block's weights; `gradients` becomes those at its input."""
     block = model.load_block(index)
-    prefix = model.skeleton.block_name(index) + "."
-    parameters = [
-        block.get_parameter(weight.tensor_name.removeprefix(prefix)).requires_grad_(True)
-        for weight in weights
-    ]
-    sums = [torch.zeros(weight.shape[1], dtype=torch.float64) for weight in weights]
+    squares = _Squares(block, model.skeleton.block_name(index) + ".", weights)
     for position in range(len(inputs)):
         hidden = inputs[position].detach().requires_grad_(True)
         with torch.enable_grad():
             output = model.run_block(block, index, hidden)
-            found = torch.autograd.grad(
-                output, [hidden, *parameters], gradients[position], allow_unused=True
+            gradient, *rest = torch.autograd.grad(
+                output, [hidden, *squares.parameters], gradients[position], allow_unused=True
             )
-        gradients[position] = found[0]
-        for total, weight, gradient in zip(sums, weights, found[1:], strict=True):
+        gradients[position] = gradient
+        squares.add(rest)
+    return squares.result(len(inputs))
+
+
+class _Squares:
+    """Sums squared gradients of some of a module's weights over windows."""
+
+    def __init__(self, module: nn.Module, prefix: str, weights: list[WeightRef]) -> None:
+        self.weights = weights
+        self.parameters = [
+            module.get_parameter(weight.tensor_name.removeprefix(prefix)).requires_grad_(True)
+            for weight in weights
+        ]
+        self._sums = [torch.zeros(weight.shape[1], dtype=torch.float64) for weight in weights]
+
+    def add(self, gradients: Sequence[Tensor | None]) -> None:
+        """Take in one window's gradients, in the order of `parameters`; None where unused."""
+        for total, weight, gradient in zip(self._sums, self.weights, gradients, strict=True):
             if gradient is not None:
                 total += weight.take(gradient).double().square().mean(0).cpu()
-    return {
-        weight.name: (total / len(inputs)).sqrt()
-        for weight, total in zip(weights, sums, strict=True)
-    }
+
+    def result(self, windows: int) -> dict[str, Tensor]:
+        """Layer name → (in,), as `fisher_information` returns it."""
+        return {
+            weight.name: (total / windows).sqrt()
+            for weight, total in zip(self.weights, self._sums, strict=True)
+        }
 
 
 def _subfolder(folder: Path | None, index: int) -> Path | None:

@@ -17,7 +17,7 @@ from tests.models.families import FAMILIES, TOKENS, plain_model, save_family
 def by_autograd(folder: Path, model: BlockwiseModel) -> dict[str, Tensor]:
     """√ mean over windows and rows of (∂loss/∂W)², by one backward pass per window."""
     plain = plain_model(folder)
-    weights = [ref for ref in model.skeleton.weights if ref.block is not None]
+    weights = model.skeleton.weights
     parameters = {ref.name: plain.get_parameter(ref.tensor_name) for ref in weights}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
@@ -37,7 +37,8 @@ def by_autograd(folder: Path, model: BlockwiseModel) -> dict[str, Tensor]:
 def test_fisher_is_that_of_the_whole_model(family: str, where: str, tmp_path: Path) -> None:
     folder = save_family(family, tmp_path / "model")
     model = BlockwiseModel(SourceModel.open(str(folder)))
-    weights = [ref for ref in model.skeleton.weights if ref.block is not None]
+    weights = list(model.skeleton.weights)
+    assert weights[-1].block is None
     done: list[int] = []
     found = fisher_information(
         model,
@@ -61,7 +62,5 @@ def test_only_the_layers_asked_for_are_returned(tmp_path: Path) -> None:
     wanted = [ref for ref in model.skeleton.weights if ref.kind == "v_proj" and ref.block == 1]
     found = fisher_information(model, TOKENS, wanted)
     assert list(found) == ["model.layers.1.self_attn.v_proj"]
-    whole = fisher_information(
-        model, TOKENS, [ref for ref in model.skeleton.weights if ref.block is not None]
-    )
+    whole = fisher_information(model, TOKENS, list(model.skeleton.weights))
     assert torch.equal(found[wanted[0].name], whole[wanted[0].name])
