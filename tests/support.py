@@ -94,9 +94,7 @@ def hand_made_store(
             )
         )
     plan = Plan(float_type=float_type, layers=tuple(plans))
-    header = StoreHeader(
-        key="test", asvd_q=__version__, source=source.identity, plan=plan
-    )
+    header = StoreHeader(key="test", asvd_q=__version__, source=source.identity, plan=plan)
     store = Store.create(folder, header, source)
     for block in store.blocks():
         store.write_block(

@@ -1,0 +1,127 @@
+"""A recipe from end to end: the same bytes every time, and everything a run leaves behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from asvd_q.pipeline import run
+from asvd_q.recipe import load_recipe
+from tests.cli.runner import write_recipe
+
+_SECTIONS = {
+    "quantize": {"bits": 4, "group_size": 32, "clip": "mse"},
+    "evaluate": {"corpora": ["python-docs", "python-source"], "window": 64, "windows": 2},
+    "export": [{"format": "onnx"}],
+}
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Hash of every file of store and artefacts, by its path in the run."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for part in ("store", "artefacts")
+        for path in sorted((folder / part).rglob("*"))
+        if path.is_file()
+    }
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    run(load_recipe(write_recipe(folder, **_SECTIONS)), _silent)
+    return folder / "run"
+
+
+def test_the_same_recipe_gives_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    run(load_recipe(write_recipe(tmp_path, **_SECTIONS)), _silent)
+    assert _hashes(tmp_path / "run") == _hashes(finished)
+
+
+def test_running_again_changes_no_byte(finished: Path) -> None:
+    before = _hashes(finished)
+    run(load_recipe(finished.parent / "recipe.yaml"), _silent)
+    assert _hashes(finished) == before
+
+
+def test_what_a_run_folder_holds(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == {
+        "artefacts",
+        "log.txt",
+        "recipe.yaml",
+        "run.json",
+        "store",
+    }
+    record = json.loads((finished / "run.json").read_text())
+    stages = {stage["stage"]: stage for stage in record["stages"]}
+    assert set(stages) == {"prepare", "compress", "evaluate", "export onnx"}
+    assert all(stage["peak_memory_bytes"] > 1 << 20 for stage in stages.values())
+    assert {corpus["use"] for corpus in record["corpora"]} == {"calibration", "evaluation"}
+    assert record["versions"]["torch"].startswith("2.")
+    assert len(record["layers"]) == 42
+    assert all(0 < layer["errors"]["decompose"] < 1 for layer in record["layers"])
+    assert all(
+        layer["errors"]["quantize"] > layer["errors"]["decompose"] / 2 for layer in record["layers"]
+    )
+    (artefact,) = record["artefacts"]
+    assert artefact["proof"]["status"] == "proven"
+    assert artefact["proof"]["layers"] == 42
+    assert artefact["bytes"] == sum(
+        path.stat().st_size for path in (finished / "artefacts/onnx").iterdir()
+    )
+
+
+def test_the_resolved_recipe_is_the_recipe(finished: Path) -> None:
+    assert load_recipe(finished / "recipe.yaml") == load_recipe(finished.parent / "recipe.yaml")
+
+
+def test_nothing_in_store_or_artefacts_knows_the_place(finished: Path) -> None:
+    for path in [*(finished / "store").rglob("*"), *(finished / "artefacts").rglob("*")]:
+        if path.is_file():
+            assert str(finished.parent).encode() not in path.read_bytes(), path
+
+
+def test_hidden_states_on_disk_give_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    calibration = {
+        "corpus": "python-docs",
+        "samples": 2,
+        "window": 64,
+        "hidden_states": "disk",
+    }
+    recipe = write_recipe(tmp_path, **(_SECTIONS | {"calibration": calibration, "export": []}))
+    run(load_recipe(recipe), _silent)
+    found = _hashes(tmp_path / "run")
+    assert found == {name: _hashes(finished)[name] for name in found}
+    assert not (tmp_path / "run/hidden_states").exists()
+
+
+@pytest.mark.parametrize("scaling", ["abs_mean", "abs_max", "rms", "fisher", "whitening", "none"])
+@pytest.mark.parametrize("sequential", [False, True], ids=["dense-stats", "sequential"])
+def test_every_scaling_runs(tmp_path: Path, scaling: str, sequential: bool) -> None:
+    section = {"kept_ratio": 0.7, "scaling": scaling, "sequential": sequential}
+    evaluate = {"corpus": "python-docs", "window": 64, "windows": 4}
+    recipe = write_recipe(tmp_path, decompose=section, evaluate=evaluate)
+    record = run(load_recipe(recipe), _silent)
+    assert record.parameters.ratio <= 0.7
+    assert record.quality[0].perplexity < 4 * record.dense_quality[0].perplexity
+
+
+def test_dense_export_changes_nothing(tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path,
+        calibration=None,
+        decompose=None,
+        evaluate={"corpus": "python-docs", "window": 64, "windows": 2},
+        export=[{"format": "transformers"}],
+    )
+    record = run(load_recipe(recipe), _silent)
+    assert record.quality[0].perplexity == record.dense_quality[0].perplexity
+    assert record.quality[0].kl == 0
+    assert record.artefacts[0].proof.status == "proven"
