@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -67,6 +68,7 @@ class SourceModel:
         self.revision = revision
         self.trust_remote_code = trust_remote_code
         self.tensors = _index(path)
+        self._rounding: torch.dtype | None = None
 
     @classmethod
     def open(
@@ -138,6 +140,12 @@ class SourceModel:
             )
         return types[most]
 
+    def rounded_to(self, dtype: torch.dtype) -> SourceModel:
+        """The same model, every floating-point tensor rounded to `dtype` as it is read."""
+        rounded = copy.copy(self)
+        rounded._rounding = dtype
+        return rounded
+
     def resolve(self, name: str) -> str | None:
         """The stored name of a parameter, with or without the base model's prefix."""
         if name in self.tensors:
@@ -151,7 +159,7 @@ class SourceModel:
         return None
 
     def tensor(self, name: str) -> Tensor:
-        """One stored tensor, copied into memory, in the type it is stored in.
+        """One stored tensor, copied into memory, in the type it is stored or rounded to.
 
         Raises:
             ModelError: no tensor of that name, or its file cannot be read.
@@ -170,6 +178,8 @@ class SourceModel:
             raise ModelError(
                 f"{file} cannot be read ({_line(error)}): download or copy it again"
             ) from error
+        if self._rounding is not None and tensor.is_floating_point():
+            tensor = tensor.to(self._rounding)
         return tensor
 
     def companion_files(self) -> list[Path]:

@@ -81,7 +81,7 @@ class Store:
     def __init__(self, folder: Path, header: StoreHeader, source: SourceModel) -> None:
         self.folder = folder
         self.header = header
-        self.source = source
+        self.source = source.rounded_to(TORCH_TYPES[header.plan.float_type])
         self._records: dict[str, LayerRecord] | None = None
 
     @classmethod
@@ -244,8 +244,7 @@ class Store:
 
     def _source_weight(self, record: LayerRecord) -> Tensor:
         ref = self._refs[record.name]
-        weight = ref.take(self.source.tensor(ref.tensor_name))
-        return weight.to(TORCH_TYPES[self.float_type]).contiguous()
+        return ref.take(self.source.tensor(ref.tensor_name)).contiguous()
 
     @cached_property
     def _refs(self) -> dict[str, WeightRef]:
