@@ -114,9 +114,9 @@ def peak_memory(folder: Path, layers: int, options: dict[str, Any]) -> int:
         vocabulary=64,
         dtype=torch.bfloat16,
     )
+    arguments = [folder / "store", model, folder / "scratch", json.dumps(options)]
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, folder / "store", model, folder / "scratch"]
-        + [json.dumps(options)],
+        [sys.executable, "-c", _PROGRAM, *arguments],
         cwd=REPOSITORY,
         check=True,
         capture_output=True,
@@ -142,4 +142,5 @@ def test_peak_memory_does_not_grow_with_the_number_of_blocks(
     # Attention with two heads of four for keys and values, and three matrices of the MLP.
     block = 4 * (512 * (512 + 256 + 256 + 512) + 3 * 512 * 1376)
     assert block > 10e6
+    print(peaks)
     assert peaks[24] - peaks[12] < block

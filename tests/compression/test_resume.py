@@ -31,7 +31,7 @@ def options(*, sequential: bool) -> dict[str, Any]:
     }
 
 
-class Stop(Exception):
+class StoppedError(Exception):
     """Stands for any interruption that Python still sees."""
 
 
@@ -44,9 +44,9 @@ def test_interrupted_after_any_block(
 
     def stop(stage: str, done: int, total: int) -> None:
         if done == after:
-            raise Stop
+            raise StoppedError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StoppedError):
         compress_to(tmp_path / "store", model, progress=stop, **options(sequential=sequential))
     finished = hashes(tmp_path / "store")
     assert len(finished) == 1 + 2 * after
@@ -63,11 +63,11 @@ def test_interrupted_again_and_again(model: Path, tmp_path: Path) -> None:
 
         def stop(stage: str, done: int, total: int, limit: int = count) -> None:
             if done == limit:
-                raise Stop
+                raise StoppedError
 
         try:
             compress_to(tmp_path / "store", model, progress=stop, **options(sequential=True))
-        except Stop:
+        except StoppedError:
             count += 1
         else:
             break

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from asvd_q_exporters.gptq import GptqExporter
-from asvd_q_exporters.gptq import exporter as exporter_module
 from safetensors.torch import load_file
 
 from asvd_q.errors import ArtefactError, ExportError, MissingExtraError
@@ -21,6 +19,8 @@ from asvd_q.metrics import relative_error
 from asvd_q.models import SourceModel
 from asvd_q.plan import QuantSpec, Slot
 from asvd_q.store import Store
+from asvd_q_exporters.gptq import GptqExporter
+from asvd_q_exporters.gptq import exporter as exporter_module
 from tests.exporters.checkpoints import (
     TOKENS,
     assert_reads_back,

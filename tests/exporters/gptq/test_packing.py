@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from asvd_q_exporters._runner import quiet
-from asvd_q_exporters.gptq.layout import GROUP_SIZES, packed_layout
-from asvd_q_exporters.gptq.pack import pack_rows, pack_weight
-from asvd_q_exporters.gptq.unpack import unpack_matrix, unpack_rows
 from numpy.typing import NDArray
 from torch import Tensor
 
 from asvd_q.plan import QuantSpec
 from asvd_q.quantization import QuantizedWeight, quantize
+from asvd_q_exporters._runner import quiet
+from asvd_q_exporters.gptq.layout import GROUP_SIZES, packed_layout
+from asvd_q_exporters.gptq.pack import pack_rows, pack_weight
+from asvd_q_exporters.gptq.unpack import unpack_matrix, unpack_rows
 
 SHAPES = [(32, 32), (160, 96), (64, 352)]
 BITS = [2, 3, 4, 8]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from asvd_q_exporters.gptq import GptqExporter, GptqOptions
 
 from asvd_q.plan import FloatType, LayerPlan, Plan, QuantSpec, Slot, store_bytes
+from asvd_q_exporters.gptq import GptqExporter, GptqOptions
 
 INT4 = QuantSpec(bits=4, group_size=32)
 

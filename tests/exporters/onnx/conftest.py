@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from asvd_q_exporters.onnx import OnnxExporter, OnnxOptions
 
 from asvd_q.models import SourceModel
 from asvd_q.plan import QuantSpec
 from asvd_q.store import Store
+from asvd_q_exporters.onnx import OnnxExporter, OnnxOptions
 from tests.support import Choice, hand_made_store, tiny_llama
 
 KINDS: dict[str, Choice] = {

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from asvd_q_exporters.onnx import OnnxOptions
 from onnx import numpy_helper
 
 from asvd_q.artefact import read_metadata
 from asvd_q.errors import ArtefactError
 from asvd_q.records import ArtefactMetadata
+from asvd_q_exporters.onnx import OnnxOptions
 from tests.exporters.onnx.conftest import Export, export
 
 

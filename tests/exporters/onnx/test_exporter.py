@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from asvd_q_exporters.onnx import OnnxExporter, OnnxOptions
 from pydantic import ValidationError
 from torch import nn
 
@@ -15,6 +14,7 @@ from asvd_q.errors import ExportError
 from asvd_q.plan import LayerPlan, Plan, QuantSpec
 from asvd_q.quantization import QuantizedWeight
 from asvd_q.store import Store, StoredLayer
+from asvd_q_exporters.onnx import OnnxExporter, OnnxOptions
 from tests.exporters.onnx.conftest import Export
 
 
@@ -120,6 +120,7 @@ def test_weights_are_read_one_at_a_time_as_the_file_is_written(
     mixed_store: Store, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import onnx_ir
+
     from asvd_q_exporters.onnx import save as save_module
     from asvd_q_exporters.onnx.tensors import TensorReader
     from asvd_q_exporters.onnx.write import build_model

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from asvd_q_exporters.onnx import OnnxOptions
 
 from asvd_q.models import SourceModel
 from asvd_q.plan import LayerPlan, Plan, QuantSpec
 from asvd_q.quantization import quantize
 from asvd_q.records import LayerRecord
 from asvd_q.store import Store, StoredLayer, StoreHeader
+from asvd_q_exporters.onnx import OnnxOptions
 from tests.exporters.onnx.conftest import export
 from tests.exporters.onnx.reference import reference_logits, relative, tokens
 

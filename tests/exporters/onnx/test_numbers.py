@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from asvd_q_exporters.onnx import OnnxOptions
 
 from asvd_q.plan import QuantSpec
+from asvd_q_exporters.onnx import OnnxOptions
 from tests.exporters.onnx.conftest import Export, export
 from tests.exporters.onnx.reference import (
     empty_past,

@@ -7,14 +7,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from asvd_q_exporters.onnx.layout import container_bits, nbits_layout
-from asvd_q_exporters.onnx.pack import pack_bits, pack_codes, pack_scales, pack_zero_points
-from asvd_q_exporters.onnx.unpack import _dequantize
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from asvd_q.plan import QuantSpec
 from asvd_q.quantization import QuantizedWeight, quantize
+from asvd_q_exporters.onnx.layout import container_bits, nbits_layout
+from asvd_q_exporters.onnx.pack import pack_bits, pack_codes, pack_scales, pack_zero_points
+from asvd_q_exporters.onnx.unpack import _dequantize
 
 
 def made(bits: int, group: int, symmetric: bool, shape: tuple[int, int]) -> QuantizedWeight:

@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from asvd_q_exporters._checkpoint import write_checkpoint
-from asvd_q_exporters._safetensors import Group, TensorSpec, write_safetensors
-from asvd_q_exporters.transformers import TransformersExporter, TransformersOptions
-from asvd_q_exporters.transformers.write import float_format
 from safetensors.torch import load_file, save_file
 
 from asvd_q.errors import ArtefactError, ExportError
 from asvd_q.models import SourceModel
 from asvd_q.plan import LayerPlan, Plan, QuantSpec, Slot
 from asvd_q.store import StoredLayer
+from asvd_q_exporters._checkpoint import write_checkpoint
+from asvd_q_exporters._safetensors import Group, TensorSpec, write_safetensors
+from asvd_q_exporters.transformers import TransformersExporter, TransformersOptions
+from asvd_q_exporters.transformers.write import float_format
 from tests.exporters.checkpoints import (
     TOKENS,
     assert_reads_back,
