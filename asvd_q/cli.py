@@ -43,9 +43,9 @@ PathArgument = Annotated[
 
 def main() -> NoReturn:
     """Run the command line; what a person can act on ends with one line and exit code 2."""
-    from asvd_q.quiet import quiet_libraries
+    from asvd_q.process import settle_process
 
-    quiet_libraries()
+    settle_process()
     try:
         app()
     except AsvdQError as error:

@@ -1,5 +1,5 @@
 """One script per claim. Each prints a table and, with --json, writes its numbers."""
 
-from asvd_q.quiet import quiet_libraries
+from asvd_q.process import settle_process
 
-quiet_libraries()  # before torch and transformers are imported, or they will have spoken
+settle_process()  # before torch and transformers are imported, or they will have spoken

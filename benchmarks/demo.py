@@ -15,7 +15,6 @@ from asvd_q.evaluation.generation import generate_text
 from asvd_q.evaluation.speed import decode_speeds
 from asvd_q.opening import Opened, open_anything
 from asvd_q.pipeline import run
-from asvd_q.quiet import quiet_libraries
 from asvd_q.recipe import load_recipe
 from asvd_q.report.run import RunRecord
 from asvd_q.report.tables import Table, print_table, size
@@ -101,5 +100,4 @@ def _footnote(records: dict[str, RunRecord]) -> str:
 
 
 if __name__ == "__main__":
-    quiet_libraries()
     main()

@@ -1,7 +1,6 @@
-"""Keeps the libraries' own chatter away from our users' terminals.
+"""Settings of a process of our own: what a library must not impose on its host program.
 
-Called by the command line before anything heavy is imported; a library should not do this to
-its host program, so nothing else calls it.
+Called by the command line, the benchmarks and the tests before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -10,13 +9,18 @@ import logging
 import os
 import warnings
 
-__all__ = ["quiet_libraries"]
+__all__ = ["settle_process"]
 
 _NOISY = ("torchao", "torch.utils._pytree", "torch.onnx", "onnxscript", "transformers", "optimum")
 
 
-def quiet_libraries() -> None:
-    """Only errors from the libraries below us; our own warnings stay."""
+def settle_process() -> None:
+    """Quiet libraries, and threads that sleep while they wait.
+
+    OpenMP's threads spin by default. As soon as anything else runs on the machine, spinning
+    makes the many small operations of a decomposition several times slower.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
