@@ -14,7 +14,10 @@ from asvd_q.decomposition import Spectrum, spectrum
 from asvd_q.errors import NumericsError
 from asvd_q.models import SourceModel
 from asvd_q.models.blockwise import BlockwiseModel
+from asvd_q.plan import LayerPlan
 from asvd_q.quantization import quantize
+from asvd_q.recipe import DecomposeSection
+from asvd_q.statistics.collectors import SiteStatistics
 from tests.compression.job import compress_to, hashes, quiet
 from tests.models.families import FAMILIES, save_family
 
@@ -171,7 +174,7 @@ def test_a_factor_too_large_for_float16_names_the_layer(model: Path, tmp_path: P
         )
 
 
-def test_retries_and_a_low_numerical_rank_are_noted(tmp_path: Path) -> None:
+def test_a_low_numerical_rank_is_noted(tmp_path: Path) -> None:
     model = save_family("llama", tmp_path / "low")
     tensors = load_file(model / "model.safetensors")
     name = "model.layers.0.mlp.up_proj"
@@ -182,6 +185,30 @@ def test_retries_and_a_low_numerical_rank_are_noted(tmp_path: Path) -> None:
         "numerical rank 3 is below the planned 9" in n for n in store.layer(name).record.notes
     )
     assert store.layer("model.layers.0.mlp.gate_proj").record.notes == ()
+
+
+def test_damping_that_had_to_be_raised_is_noted() -> None:
+    """Rounding can leave a Gram slightly indefinite: here one eigenvalue of −1e-3."""
+    plan = LayerPlan(
+        name="model.layers.0.mlp.up_proj",
+        kind="up_proj",
+        block=0,
+        shape=(6, 4),
+        form="factors",
+        rank=2,
+        quantization={"A": None, "B": None},
+    )
+    gram = torch.diag(torch.tensor([2.0, 1.0, 1.0, -1e-3], dtype=torch.float64))
+    ones = torch.ones(4, dtype=torch.float64)
+    stored = layer.compress_layer(
+        torch.randn(6, 4, generator=torch.Generator().manual_seed(0)),
+        plan,
+        "float32",
+        section=DecomposeSection.model_validate({"kept_ratio": 0.5, "scaling": "whitening"}),
+        statistics=SiteStatistics(tokens=10, abs_mean=ones, abs_max=ones, gram=gram),
+    )
+    assert stored.record.form == "factors"
+    assert stored.record.notes == ("damping raised 4 times, to 0.01",)
 
 
 def test_progress_counts_blocks_and_the_head(model: Path, tmp_path: Path) -> None:
