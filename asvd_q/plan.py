@@ -75,6 +75,8 @@ class LayerPlan(_Frozen):
         kind: last part of the name ("q_proj"), for patterns and tables.
         block: index of the transformer block; None for layers outside blocks (the head).
         shape: (out, in).
+        transposed: the source keeps the weight as (in, out), as GPT-2's Conv1D does; so does a
+            checkpoint where the layer is left alone.
         form: dense or factors.
         rank: of the factors; None when dense.
         quantization: per slot; None leaves that matrix in floating point.
@@ -86,6 +88,7 @@ class LayerPlan(_Frozen):
     kind: str
     block: int | None
     shape: tuple[int, int]
+    transposed: bool = False
     form: Form = "dense"
     rank: int | None = None
     quantization: dict[Slot, QuantSpec | None]

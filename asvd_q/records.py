@@ -19,7 +19,7 @@ class LayerRecord(_Frozen):
     """One layer after compression.
 
     Attributes:
-        name, kind, block, shape, form, rank, quantization: as in `LayerPlan`.
+        name, kind, block, shape, transposed, form, rank, quantization: as in `LayerPlan`.
         reason: why the layer stayed dense, when it did.
         bytes_before: of the source weight in the store's float type, without bias.
         bytes_after: of the stored tensors, codes counted at their own width.
@@ -33,6 +33,7 @@ class LayerRecord(_Frozen):
     kind: str
     block: int | None
     shape: tuple[int, int]
+    transposed: bool = False
     form: Form
     rank: int | None
     reason: str | None
@@ -62,6 +63,7 @@ class LayerRecord(_Frozen):
             kind=self.kind,
             block=self.block,
             shape=self.shape,
+            transposed=self.transposed,
             form=self.form,
             rank=self.rank,
             quantization=self.quantization,

@@ -167,6 +167,7 @@ def _record(
         kind=plan.kind,
         block=plan.block,
         shape=plan.shape,
+        transposed=plan.transposed,
         form=plan.form,
         rank=plan.rank,
         reason=plan.reason,

@@ -86,6 +86,7 @@ def _build(
         kind=weight.kind,
         block=weight.block,
         shape=weight.shape,
+        transposed=weight.transposed,
         form="dense" if choice.rank is None else "factors",
         rank=choice.rank,
         quantization={slot: spec(slot) for slot in slots},

@@ -44,13 +44,13 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
     for record in read_metadata(folder).layers:
         path = files.path_of(record.name, *_first_tensors(record.rank is not None))
         matrices: dict[Slot, Tensor] = {}
-        for slot, shape in record.slot_shapes().items():
+        for slot in record.slot_shapes():
             module = path + _MODULES[slot]
             if f"{module}.qweight" in files:
                 found = _quantized(files, module, bits, offset)
             else:
                 found = as_float32(*files.get(f"{module}.weight"))
-                if found.shape != shape:  # a layer left alone may lie there as (in, out)
+                if slot == "weight" and record.transposed:
                     found = found.T
             matrices[slot] = torch.from_numpy(np.array(found, order="C"))
         yield record.name, matrices

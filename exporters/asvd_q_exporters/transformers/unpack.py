@@ -31,16 +31,18 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
         yield (
             record.name,
             {
-                slot: float_matrix(files, f"{path}{module}.weight", record.slot_shapes()[slot])
+                slot: _matrix(
+                    files, f"{path}{module}.weight", slot == "weight" and record.transposed
+                )
                 for slot, module in _modules(record.rank is not None).items()
             },
         )
 
 
-def float_matrix(files: WeightFiles, name: str, shape: tuple[int, int]) -> Tensor:
-    """A float matrix (out, in); a layer left alone may lie there as (in, out)."""
+def _matrix(files: WeightFiles, name: str, transposed: bool) -> Tensor:
+    """A float matrix (out, in), which lies there as (in, out) when `transposed`."""
     array = as_float32(*files.get(name))
-    return torch.from_numpy(array.copy() if array.shape == shape else array.T.copy())
+    return torch.from_numpy(array.T.copy() if transposed else array.copy())
 
 
 def _modules(factors: bool) -> dict[Slot, str]:
