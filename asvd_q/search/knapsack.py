@@ -28,8 +28,8 @@ Choices = tuple[Floats, Floats]
 _ROUNDING = 1e-9
 """Relative margin on the gap, so that rounding never prunes the best solution."""
 
-_MOST_STATES = 1 << 14
-"""Partial choices kept at once; 224 layers of 40 ranks need some thousand.
+_MOST_STATES = 1 << 16
+"""Partial choices kept at once; 224 layers of 40 ranks need up to about ten thousand.
 
 Only where value is linear in weight, to many digits and in every class, are there more: then
 every choice that fills the capacity is as good, and an even selection of them still finds one.
@@ -135,7 +135,7 @@ def _close_gap(
         found = _within(problem, capacity, price, reduced, distance)
         if found is not None:
             return found
-        distance *= 4
+        distance *= 2
     return _within(problem, capacity, price, reduced, gap) or greedy
 
 
