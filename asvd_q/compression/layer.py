@@ -86,6 +86,7 @@ def compress_layer(
     if not torch.isfinite(weight).all():
         raise NumericsError(f"{plan.name}: the weight holds NaN or infinity")
     gram = None if statistics is None else statistics.gram
+    quantized = any(spec is not None for spec in plan.quantization.values())
     errors: dict[str, float] = {}
     notes: list[str] = []
     matrices: dict[Slot, Tensor] = {"weight": weight.to(TORCH_TYPES[float_type])}
@@ -108,7 +109,8 @@ def compress_layer(
             )
         factors = truncate(found, plan.rank, section.sigma_split)
         matrices = {"B": factors.B, "A": factors.A}
-        errors["decompose"] = relative_output_error(weight, factors.product(), gram)
+        if quantized:
+            errors["decompose"] = relative_output_error(weight, factors.product(), gram)
     try:
         stored: dict[Slot, StoredWeight] = {
             slot: _store(matrix, plan.quantization[slot], float_type)
@@ -116,10 +118,9 @@ def compress_layer(
         }
     except ValueError as error:
         raise NumericsError(f"{plan.name}: {error}") from error
-    if any(spec is not None for spec in plan.quantization.values()):
-        errors["quantize"] = relative_output_error(weight, _product(stored), gram)
-    elif plan.rank is not None:
-        errors["decompose"] = relative_output_error(weight, _product(stored), gram)
+    if quantized or plan.rank is not None:
+        stage = "quantize" if quantized else "decompose"
+        errors[stage] = relative_output_error(weight, _product(stored).to(weight.device), gram)
     return StoredLayer(
         record=_record(weight, plan, float_type, stored, errors, gram is not None, notes),
         weights=stored,

@@ -88,7 +88,10 @@ def _block_backward(
         with torch.enable_grad():
             output = model.run_block(block, index, hidden)
             gradient, *rest = torch.autograd.grad(
-                output, [hidden, *squares.parameters], gradients[position], allow_unused=True
+                output,
+                [hidden, *squares.parameters],
+                gradients[position].to(output.device),
+                allow_unused=True,
             )
         gradients[position] = gradient
         squares.add(rest)
