@@ -125,8 +125,7 @@ class _Loop:
         with self.model.outside() as outside:
             for batch in calibration.batches():
                 hidden.append(self.model.embed(outside, batch))
-            if None not in pending:
-                del outside
+        del outside  # embedding and head: not alive through the loop
         for index in range(last + 1):
             if index in inside:
                 self._compress_block(index, hidden, advance=index < last or None in pending)
