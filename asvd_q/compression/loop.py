@@ -51,18 +51,19 @@ class Calibration:
 
 
 def check_weights(model: BlockwiseModel, progress: Progress) -> None:
-    """See that every weight to be compressed is finite, before anything is written.
+    """See that every tensor of the model is finite, before anything is written.
+
+    Embeddings and norms too: they travel into every artefact as they are.
 
     Raises:
         NumericsError: naming the first layer that is not.
     """
-    weights = [weight for weight in model.skeleton.weights if weight.block is not None]
-    for done, weight in enumerate(weights):
-        if not torch.isfinite(model.source.tensor(weight.tensor_name)).all():
-            raise NumericsError(
-                f"{weight.name}: the weight holds NaN or infinity; the model is damaged"
-            )
-        progress("checking weights", done + 1, len(weights))
+    names = list(model.source.tensors)
+    for done, name in enumerate(names):
+        if not torch.isfinite(model.source.tensor(name)).all():
+            layer = name.removesuffix(".weight")
+            raise NumericsError(f"{layer}: the weight holds NaN or infinity; the model is damaged")
+        progress("checking weights", done + 1, len(names))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +130,14 @@ def test_a_layer_whose_decomposition_fails_stays_as_it_was(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("layer", ["model.layers.1.mlp.gate_proj", "model.norm"])
 def test_a_weight_that_is_not_finite_is_found_before_anything_is_written(
-    value: float, model: Path, tmp_path: Path
+    layer: str, value: float, model: Path, tmp_path: Path
 ) -> None:
-    damage(model, "model.layers.1.mlp.gate_proj.weight", value)
+    damage(model, f"{layer}.weight", value)
     before = hashes(tmp_path)
     source = SourceModel.open(str(model))
-    with pytest.raises(
-        NumericsError, match=r"^model\.layers\.1\.mlp\.gate_proj: .*NaN or infinity"
-    ):
+    with pytest.raises(NumericsError, match=rf"^{re.escape(layer)}: .*NaN or infinity"):
         check_weights(BlockwiseModel(source), quiet)
     assert hashes(tmp_path) == before
 
