@@ -78,7 +78,8 @@ def whitening_scaling(gram: Tensor, damping: float) -> Scaling:
         gram: (in, in), E[x xᵀ].
 
     Raises:
-        NumericsError: NaN or infinity in G, or no success up to λ = mean(diag G).
+        NumericsError: NaN or infinity in G, or no success up to λ = mean(diag G), or to the
+            given λ where that is larger.
     """
     gram = gram.double()
     if not torch.isfinite(gram).all():
@@ -88,7 +89,8 @@ def whitening_scaling(gram: Tensor, damping: float) -> Scaling:
         return Scaling(torch.eye(gram.shape[0], dtype=torch.float64, device=gram.device), damping)
     gram = (gram + gram.T) / (2 * mean)
     retries = 0
-    while damping <= _LARGEST_DAMPING:
+    largest = max(damping, _LARGEST_DAMPING)
+    while damping <= largest:
         damped = gram.clone()
         damped.diagonal().add_(damping)
         factor, failed = torch.linalg.cholesky_ex(damped)

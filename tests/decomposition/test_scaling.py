@@ -88,6 +88,11 @@ def test_a_singular_gram_needs_no_more_than_its_damping() -> None:
     assert torch.isfinite(matrix_of(scaling)).all()
 
 
+def test_a_damping_above_one_is_used_as_given() -> None:
+    scaling = whitening_scaling(random_case((4, 12)).gram, 5.0)
+    assert (scaling.damping, scaling.retries) == (5.0, 0)
+
+
 @pytest.mark.parametrize("damping", [0.0, 1e-6])
 def test_a_gram_that_no_damping_saves_is_an_error_and_not_an_endless_loop(damping: float) -> None:
     gram = torch.diag(torch.tensor([10.0, 10.0, -15.0], dtype=torch.float64))
