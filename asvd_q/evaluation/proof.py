@@ -58,7 +58,8 @@ def prove(
     Args:
         folder: the artefact, its metadata file included.
         reference: the store's own Runner.
-        tokens: int64 (batch, tokens) of real text; the last eight are decoded one by one.
+        tokens: int64 (batch, two or more tokens) of real text; the last eight, or all but the
+            first of a shorter one, are decoded one by one.
 
     Raises:
         ParityError: naming the first layer whose bytes are not the store's, or the bound that
@@ -105,6 +106,7 @@ def prove_runtime(
     Raises:
         ParityError: a bound of the exporter is missed.
     """
+    decode_steps = min(decode_steps, tokens.shape[1] - 1)
     expected = _logits(reference, tokens, decode_steps)
     found = _logits(runner, tokens, decode_steps)
     proof = Proof(
