@@ -69,7 +69,7 @@ def export_store(
     Args:
         name: of the artefact's folder.
         tokens: int64 (batch, tokens) of real text for the proof.
-        options: as given by the user, for the metadata.
+        options: as given by the user; the metadata has them with every default written out.
 
     Raises:
         ExportError: the format cannot hold the store.
@@ -79,7 +79,8 @@ def export_store(
     require_expressible(exporter, store.plan.model_copy(update={"layers": done}))
     target = run_folder / ARTEFACTS / name
     make_folder(target.parent)
-    metadata = store.metadata(exporter.name, options)
+    resolved = exporter.options_model.model_validate(dict(options)).model_dump(mode="json")
+    metadata = store.metadata(exporter.name, resolved)
     with atomic_folder(target) as partial:
         exporter.write(store, partial)
         write_text(partial / METADATA_FILE, metadata.model_dump_json(indent=1) + "\n")

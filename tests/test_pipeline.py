@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 
 from asvd_q.pipeline import run
@@ -76,6 +77,15 @@ def test_what_a_run_folder_holds(finished: Path) -> None:
     assert artefact["bytes"] == sum(
         path.stat().st_size for path in (finished / "artefacts/onnx").iterdir()
     )
+
+
+def test_an_onnx_file_and_its_metadata_file_say_the_same(finished: Path) -> None:
+    folder = finished / "artefacts" / "onnx"
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    inside = {entry.key: entry.value for entry in model.metadata_props}["asvd_q"]
+    beside = json.loads((folder / "asvd_q.json").read_text())
+    assert json.loads(inside) == beside
+    assert beside["options"]["accuracy_level"] == 4  # a default, written out
 
 
 def test_the_resolved_recipe_is_the_recipe(finished: Path) -> None:
