@@ -26,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_INTERRUPTED = 130
+
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)]
 SetOption = Annotated[
     list[str] | None,
@@ -56,8 +58,12 @@ def main() -> NoReturn:
             "(calibration.hidden_states: disk) or lower calibration.batch_size",
             2,
         )
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last finished block", 130)
+    except OSError as error:
+        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # what typer makes of Ctrl-C
+            _fail("interrupted; `asvd-q run` goes on from the last finished block", _INTERRUPTED)
+        raise
     sys.exit(0)
 
 
@@ -169,14 +175,10 @@ def export_command(
 ) -> None:
     """Write a finished run in another format, without repeating its work."""
     from asvd_q.pipeline import export_run
-    from asvd_q.recipe import ExportSection
-    from asvd_q.recipe.overrides import apply_override, parse_override
+    from asvd_q.recipe.build import export_section
     from asvd_q.report.tables import size
 
-    fields: dict[str, Any] = {"format": to} | ({"name": name} if name else {})
-    for option in options or []:
-        fields = apply_override(fields, parse_override(option))
-    artefact = export_run(run_folder, ExportSection.model_validate(fields), model)
+    artefact = export_run(run_folder, export_section(to, name=name, options=options or ()), model)
     if as_json:
         print(artefact.model_dump_json(indent=1))  # noqa: T201
         return

@@ -1,4 +1,4 @@
-"""`--set decompose.alpha=0.4`: values put into a recipe before it is checked."""
+"""`--set decompose.alpha=0.4`: values put into a recipe before it is checked; `--option` too."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ class Override:
         text: as it was written.
         path: keys and list indices from the top of the recipe.
         value: parsed as YAML.
+        flag: the option of the command line that it was given with.
     """
 
     text: str
     path: tuple[str, ...]
     value: Any
+    flag: str = "--set"
 
     @property
     def origin(self) -> str:
         """What a message calls it."""
-        return f"--set {self.text}"
+        return f"{self.flag} {self.text}"
 
 
-def parse_override(text: str) -> Override:
+def parse_override(text: str, flag: str = "--set") -> Override:
     """Read `KEY.KEY=VALUE`.
 
     Raises:
@@ -40,8 +42,9 @@ def parse_override(text: str) -> Override:
     key, equals, value = text.partition("=")
     path = tuple(part.strip() for part in key.split("."))
     if not equals or not all(path):
-        raise RecipeError(f"--set {text}: write KEY=VALUE, for example decompose.alpha=0.4")
-    return Override(text, path, parse_yaml(value, f"--set {text}"))
+        example = "decompose.alpha=0.4" if flag == "--set" else "dtype=float16"
+        raise RecipeError(f"{flag} {text}: write KEY=VALUE, for example {example}")
+    return Override(text, path, parse_yaml(value, f"{flag} {text}"), flag)
 
 
 def apply_override(recipe: dict[str, Any], override: Override) -> dict[str, Any]:

@@ -157,6 +157,30 @@ def test_unknown_export_option(tmp_path: Path, capsys: Capture) -> None:
     assert "accuracy_level" in message
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--name", "a b"), "name is 'a b'"),
+        (("--option", "bits"), "--option bits: write KEY=VALUE"),
+        (("--option", "opset=[21]"), "'opset' must be a plain value"),
+        (("--option", "format=gptq"), "--option format=gptq: this is no option"),
+    ],
+)
+def test_export_arguments(
+    arguments: tuple[str, str], says: str, tmp_path: Path, capsys: Capture
+) -> None:
+    message = command(capsys, "export", tmp_path, "--to", "onnx", *arguments).message
+    assert says in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_file_that_is_a_folder(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "run" / "log.txt").mkdir(parents=True)
+    message = command(capsys, "run", write_recipe(tmp_path)).message
+    assert str(tmp_path / "run" / "log.txt") in message
+    assert _nothing_written(tmp_path)
+
+
 def test_unwritable_output(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     recipe = write_recipe(tmp_path, output=str(tmp_path / "file" / "run"))

@@ -163,3 +163,15 @@ def test_export_refuses_by_name(run_folder: Path, capsys: Capture) -> None:
     message = command(capsys, "export", run_folder, "--to", "transformers").message
     assert "model.layers.0.self_attn.q_proj" in message
     assert not (run_folder / "artefacts/transformers").exists()
+
+
+def test_interrupting_a_run_says_how_to_go_on(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("asvd_q.pipeline.run", interrupted)
+    ended = command(capsys, "run", write_recipe(tmp_path))
+    assert ended.code == 130
+    assert "goes on from the last finished block" in ended.err
