@@ -19,8 +19,8 @@ def decode_speeds(
     """Tokens per second when decoding one sequence token by token.
 
     The runners take turns within every round, so that whatever else the machine does falls on
-    all of them; the best round of each counts, the first is a warm-up. Compare ratios, not
-    absolute numbers.
+    all of them. The first round is a warm-up; of the others the median of the three fastest counts.
+    Compare ratios, not absolute numbers.
 
     Args:
         prompt: token ids that fill the cache first; their time does not count.
