@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import assert_never
-
 import torch
 from torch import Tensor
 
-from asvd_q.decomposition import (
-    Scaling,
-    diagonal_scaling,
-    identity_scaling,
-    relative_output_error,
-    spectrum,
-    truncate,
-    whitening_scaling,
-)
+from asvd_q.decomposition import relative_output_error, spectrum, truncate
+from asvd_q.decomposition.choice import make_scaling
 from asvd_q.errors import NumericsError
 from asvd_q.plan import FloatType, LayerPlan, QuantSpec, Slot, store_bytes
 from asvd_q.quantization import TORCH_TYPES, FloatWeight, StoredWeight, quantize
@@ -24,36 +15,7 @@ from asvd_q.records import LayerRecord
 from asvd_q.statistics.collectors import SiteStatistics
 from asvd_q.store import StoredLayer
 
-__all__ = ["compress_layer", "keep_layer", "make_scaling"]
-
-
-def make_scaling(
-    section: DecomposeSection, statistics: SiteStatistics | None, fisher: Tensor | None
-) -> Scaling:
-    """The scaling matrix that the recipe asks for.
-
-    Args:
-        statistics: of the layer's site; may be None only for `scaling: none`.
-        fisher: (in,), for `scaling: fisher` only.
-    """
-    if section.scaling == "none":
-        return identity_scaling()
-    assert statistics is not None
-    match section.scaling:
-        case "whitening":
-            return whitening_scaling(statistics.gram, section.damping)
-        case "abs_mean":
-            statistic = statistics.abs_mean
-        case "abs_max":
-            statistic = statistics.abs_max
-        case "rms":
-            statistic = statistics.rms
-        case "fisher":
-            assert fisher is not None
-            statistic = fisher.to(statistics.gram.device)
-        case _:
-            assert_never(section.scaling)
-    return diagonal_scaling(statistic, section.alpha, section.damping)
+__all__ = ["compress_layer", "keep_layer"]
 
 
 def compress_layer(

@@ -1,9 +1,7 @@
 """Fisher information of each input channel, from a backward pass block by block.
 
 The squared gradient of the loss with respect to a weight, averaged over windows and over the
-weight's rows, tells how much the loss minds an error in each input channel. Activations are not
-kept: every block's input is, and the block is run again when its gradient is due, so only one
-block's weights and graph exist at a time.
+weight's rows, tells how much the loss minds an error in each input channel.
 """
 
 from __future__ import annotations
@@ -15,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from asvd_q.models.blockwise import BlockwiseModel
-from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import WeightRef
+from asvd_q.statistics.backward import backward_through_block, backward_through_head, keep_inputs
 
 __all__ = ["fisher_information"]
 
@@ -42,60 +40,30 @@ def fisher_information(
         Layer name → float64 (in,): √ mean over windows and rows of (∂loss/∂W)², loss being the
         mean next-token loss of one window.
 
-    Source: the Fisher variant of ASVD's scaling (arXiv 2312.05821); checkpointed backward.
+    Source: the Fisher variant of ASVD's scaling (arXiv 2312.05821).
     """
-    inputs = [HiddenStates(_subfolder(folder, index)) for index in range(len(model) + 1)]
+    # A window at a time: the square is taken of each window's gradient, not of their sum.
+    batches = torch.split(windows, 1)
+
+    def loss(position: int, logits: Tensor) -> Tensor:
+        labels = windows[position, 1:].to(logits.device)
+        return torch.nn.functional.cross_entropy(logits[0, :-1].float(), labels)
+
     with model.outside() as outside:
-        with torch.no_grad():
-            for window in windows:
-                inputs[0].append(model.embed(outside, window[None]))
-            for index in range(len(model)):
-                block = model.load_block(index)
-                for position in range(len(windows)):
-                    inputs[index + 1].append(model.run_block(block, index, inputs[index][position]))
-                del block
-                progress(index + 1)
-        gradients = inputs[-1]
+        inputs = keep_inputs(model, outside, batches, folder=folder, progress=progress)
+        gradients = inputs.pop()
         head = _Squares(outside, "", [weight for weight in weights if weight.block is None])
-        for position, window in enumerate(windows):
-            hidden = gradients[position].detach().requires_grad_(True)
-            with torch.enable_grad():
-                logits = model.logits(outside, hidden)[0, :-1].float()
-                loss = torch.nn.functional.cross_entropy(logits, window[1:].to(logits.device))
-                gradient, *rest = torch.autograd.grad(loss, [hidden, *head.parameters])
-            gradients[position] = gradient
-            head.add(rest)
+        backward_through_head(model, outside, gradients, loss, head)
     found = head.result(len(windows))
     for index in reversed(range(len(model))):
+        block = model.load_block(index)
         wanted = [weight for weight in weights if weight.block == index]
-        found |= _block_backward(model, index, wanted, inputs[index], gradients)
+        squares = _Squares(block, model.skeleton.block_name(index) + ".", wanted)
+        backward_through_block(model, block, index, inputs.pop(), gradients, squares)
+        found |= squares.result(len(windows))
+        del block, squares
         progress(2 * len(model) - index)
     return found
-
-
-def _block_backward(
-    model: BlockwiseModel,
-    index: int,
-    weights: list[WeightRef],
-    inputs: HiddenStates,
-    gradients: HiddenStates,
-) -> dict[str, Tensor]:
-    """Squared gradients of one block's weights; `gradients` becomes those at its input."""
-    block = model.load_block(index)
-    squares = _Squares(block, model.skeleton.block_name(index) + ".", weights)
-    for position in range(len(inputs)):
-        hidden = inputs[position].detach().requires_grad_(True)
-        with torch.enable_grad():
-            output = model.run_block(block, index, hidden)
-            gradient, *rest = torch.autograd.grad(
-                output,
-                [hidden, *squares.parameters],
-                gradients[position].to(output.device),
-                allow_unused=True,
-            )
-        gradients[position] = gradient
-        squares.add(rest)
-    return squares.result(len(inputs))
 
 
 class _Squares:
@@ -103,14 +71,18 @@ class _Squares:
 
     def __init__(self, module: nn.Module, prefix: str, weights: list[WeightRef]) -> None:
         self.weights = weights
-        self.parameters = [
+        self._parameters = [
             module.get_parameter(weight.tensor_name.removeprefix(prefix)).requires_grad_(True)
             for weight in weights
         ]
         self._sums = [torch.zeros(weight.shape[1], dtype=torch.float64) for weight in weights]
 
+    def tensors(self) -> Sequence[Tensor]:
+        """The weights."""
+        return self._parameters
+
     def add(self, gradients: Sequence[Tensor | None]) -> None:
-        """Take in one window's gradients, in the order of `parameters`; None where unused."""
+        """Take in one window's gradients; None where a weight is unused."""
         for total, weight, gradient in zip(self._sums, self.weights, gradients, strict=True):
             if gradient is not None:
                 total += weight.take(gradient).double().square().mean(0).cpu()
@@ -121,11 +93,3 @@ class _Squares:
             weight.name: (total / windows).sqrt()
             for weight, total in zip(self.weights, self._sums, strict=True)
         }
-
-
-def _subfolder(folder: Path | None, index: int) -> Path | None:
-    if folder is None:
-        return None
-    path = folder / f"inputs-{index:05d}"
-    path.mkdir(parents=True, exist_ok=True)
-    return path

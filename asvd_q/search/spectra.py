@@ -1,0 +1,84 @@
+"""The spectra of a block's layers, from statistics collected while the block is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from asvd_q.decomposition import Spectrum, spectrum
+from asvd_q.decomposition.choice import make_scaling
+from asvd_q.errors import NumericsError
+from asvd_q.models.blockwise import BlockwiseModel
+from asvd_q.models.refs import Site, WeightRef
+from asvd_q.recipe import DecomposeSection
+from asvd_q.statistics.collectors import SiteCollector, SiteStatistics, collecting
+
+__all__ = ["decomposing"]
+
+
+@contextmanager
+def decomposing(
+    model: BlockwiseModel,
+    block: nn.Module,
+    index: int,
+    sites: list[Site],
+    weights: Sequence[WeightRef],
+    section: DecomposeSection,
+    fisher: Mapping[str, Tensor],
+) -> Iterator[dict[str, Spectrum]]:
+    """Collect while the caller runs the block, and decompose its layers when the context ends.
+
+    One site's Gram matrix is dropped as soon as its layers are decomposed.
+
+    Args:
+        block: loaded.
+        sites: of the block.
+        weights: its layers to decompose.
+        fisher: layer → (in,), for `scaling: fisher`.
+
+    Yields:
+        Layer → spectrum, empty until the context has ended. A layer that no token reaches is
+        left out.
+
+    Raises:
+        NumericsError: naming a layer whose weight or inputs are not finite, or whose
+            decomposition fails.
+    """
+    found: dict[str, Spectrum] = {}
+    refs = {weight.name: weight for weight in weights}
+    sites = [site for site in sites if refs.keys() & set(site.modules)]
+    pending: dict[str, SiteCollector] = {}
+    if section.scaling == "none":
+        yield found
+    else:
+        prefix = model.skeleton.block_name(index)
+        with collecting(block, prefix, sites, model.device) as pending:
+            yield found
+    for site in sites:
+        collector = pending.pop(site.name, None)
+        statistics = None if collector is None else collector.result()
+        for name in site.modules:
+            if name in refs:
+                found[name] = _spectrum(model, refs[name], section, statistics, fisher.get(name))
+
+
+def _spectrum(
+    model: BlockwiseModel,
+    ref: WeightRef,
+    section: DecomposeSection,
+    statistics: SiteStatistics | None,
+    fisher: Tensor | None,
+) -> Spectrum:
+    weight = ref.take(model.source.tensor(ref.tensor_name)).to(model.device)
+    try:
+        return spectrum(weight, make_scaling(section, statistics, fisher), ref.name)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        reason = str(error).splitlines()[0]
+        raise NumericsError(f"{ref.name}: its decomposition failed: {reason}") from error
+    except NumericsError as error:
+        message = str(error)
+        named = message if message.startswith(ref.name) else f"{ref.name}: {message}"
+        raise NumericsError(named) from error
