@@ -27,6 +27,9 @@ Metric = Literal["perplexity", "kl"]
 
 Progress = Callable[[str, int, int], None]
 
+_SLICE = 2**18
+"""Logits that are measured at a time."""
+
 
 @torch.no_grad()
 def exact_losses(
@@ -346,24 +349,50 @@ class _Score:
         else:
             mean = _Mean()
             for position in range(len(batches)):
-                for values in self.of(position, [hidden[position]]):
-                    mean.add(values)
+                mean.add(next(self.of(position, [hidden[position]])))
             self.dense = mean.value
 
     def of(self, position: int, candidates: Sequence[Tensor]) -> Iterator[Tensor]:
         """Values (windows, tokens − 1) of candidates' last hidden states, for one batch."""
-        reference = None
+        batch = self._batches[position]
+        reference: list[Tensor] | None = None
         if self._hidden is not None:
-            reference = self._logits(self._hidden[position])[:, :-1]
+            reference = [self._logits(window) for window in self._hidden[position]]
         for hidden in candidates:
-            logits = self._logits(hidden)
-            if reference is None:
-                yield token_nll(logits, self._batches[position])
-            else:
-                yield kl_divergence(reference, logits[:, :-1])
+            # A window at a time: logits of a whole batch can be larger than the model.
+            values = []
+            for number, window in enumerate(hidden):
+                logits = self._logits(window)
+                if reference is None:
+                    values.append(_in_slices(token_nll, logits, batch[number, None], overlap=1))
+                else:
+                    dense = reference[number][:, :-1]
+                    values.append(_in_slices(kl_divergence, dense, logits[:, :-1], overlap=0))
+            yield torch.cat(values)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return self._model.logits(self._outside, hidden)
+    def _logits(self, window: Tensor) -> Tensor:
+        return self._model.logits(self._outside, window[None])
+
+
+def _in_slices(
+    measure: Callable[[Tensor, Tensor], Tensor], one: Tensor, two: Tensor, *, overlap: int
+) -> Tensor:
+    """A measure of (1, tokens, …) tensors, a few tokens at a time.
+
+    Four times as fast on a CPU, where the float64 copies then stay in cache.
+
+    Args:
+        overlap: how many tokens more than values the measure takes.
+    """
+    count = one.shape[1] - overlap
+    step = max(_SLICE // one.shape[-1], 1) if one.device.type == "cpu" else count
+    return torch.cat(
+        [
+            measure(one[:, start : start + step + overlap], two[:, start : start + step + overlap])
+            for start in range(0, count, step)
+        ],
+        dim=1,
+    )
 
 
 class _Mean:

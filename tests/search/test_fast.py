@@ -145,7 +145,7 @@ def spearman(one: list[float], two: list[float]) -> float:
 @pytest.mark.parametrize("labels", ["corpus", "sampled"])
 def test_prediction_orders_candidates_as_the_exact_sweep_does(labels: Any) -> None:
     model, refs = open_model(WREN)
-    corpus = load_corpus(CorpusSection(corpus="python-docs", split="train"))
+    corpus = load_corpus(CorpusSection(source="python-docs"))
     windows = calibration_windows(
         [(corpus, 1.0)], model.source.tokenizer, samples=8, window=256, seed=0
     )
