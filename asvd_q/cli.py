@@ -13,7 +13,7 @@ from asvd_q.errors import AsvdQError
 
 if TYPE_CHECKING:
     from asvd_q.evaluation.quality import Quality
-    from asvd_q.pipeline import Prepared
+    from asvd_q.preparation import Prepared
     from asvd_q.recipe import Recipe
 
 __all__ = ["app", "main"]
@@ -27,6 +27,11 @@ app = typer.Typer(
 )
 
 _INTERRUPTED = 130
+
+_NO_MEMORY = (
+    "there is not enough memory: keep hidden states on disk (calibration.hidden_states: disk) "
+    "or lower calibration.batch_size"
+)
 
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)]
 SetOption = Annotated[
@@ -53,11 +58,12 @@ def main() -> NoReturn:
     except AsvdQError as error:
         _fail(str(error), 2)
     except MemoryError:
-        _fail(
-            "there is not enough memory: keep hidden states on disk "
-            "(calibration.hidden_states: disk) or lower calibration.batch_size",
-            2,
-        )
+        _fail(_NO_MEMORY, 2)
+    except RuntimeError as error:
+        # torch has an error of its own for a GPU's memory, and none for the machine's.
+        if "out of memory" not in str(error) and "allocate memory" not in str(error):
+            raise
+        _fail(_NO_MEMORY, 2)
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
     except SystemExit as end:
@@ -120,7 +126,7 @@ def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOptio
     """What a recipe would do: layers, ranks, bytes, memory, time, exporters. Changes nothing."""
     loaded = _load(recipe, overrides)
     from asvd_q.artefact import available_exporters
-    from asvd_q.pipeline import prepare
+    from asvd_q.preparation import prepare
     from asvd_q.report.estimate import estimate
     from asvd_q.report.tables import Table, plan_table, print_table, size
 
@@ -157,6 +163,37 @@ def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOptio
         f"compression on {prepared.device}: about {size(needed.memory_bytes)} of memory and "
         f"{needed.seconds:.0f} s, within a factor of two; nothing was changed"
     )
+
+
+@app.command()
+def search(
+    recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Find the rank of every layer for the recipe's target; nothing is compressed.
+
+    What is found is kept in the run folder, and `asvd-q run` takes it from there.
+    """
+    loaded = _load(recipe, overrides)
+    from asvd_q import pipeline
+    from asvd_q.report.progress import showing_progress
+    from asvd_q.report.search import SEARCH, search_findings, search_table
+    from asvd_q.report.tables import print_table, size
+
+    with showing_progress(_console(stderr=True)) as progress:
+        result = pipeline.search(loaded, progress)
+    folder = Path(loaded.output) / SEARCH
+    if as_json:
+        print((folder / "search.json").read_text(), end="")  # noqa: T201
+        return
+    print_table(_console(), search_table(result))
+    total = result.allocation
+    _say(
+        f"{total.parameters} parameters, {size(total.bytes)} in the searched layers; predicted "
+        f"loss increase {total.loss:.5f} nats per token"
+    )
+    for finding in search_findings(result):
+        _say(finding)
+    _say(f"ranks for a recipe, the table and plots: {folder}")
 
 
 @app.command(name="export")

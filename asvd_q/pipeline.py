@@ -6,9 +6,9 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,79 +17,29 @@ from torch import Tensor
 from asvd_q import __version__
 from asvd_q.artefact import Exporter
 from asvd_q.compression import Calibration, Progress, check_weights, compress
-from asvd_q.errors import ResourceError
+from asvd_q.errors import RecipeError, ResourceError
 from asvd_q.evaluation.quality import Quality, TokenWindows, compare_quality, evaluate_quality
 from asvd_q.evaluation.runners import model_runner
-from asvd_q.evaluation.texts import evaluation_texts, proof_tokens
-from asvd_q.exporting import export_store, make_exporter, require_expressible
+from asvd_q.evaluation.texts import proof_tokens
+from asvd_q.exporting import ARTEFACTS, export_store, make_exporter
 from asvd_q.files import make_folder, require_disk, write_text
-from asvd_q.models import SourceModel
-from asvd_q.models.blockwise import BlockwiseModel
-from asvd_q.models.skeleton import Skeleton, build_skeleton
 from asvd_q.opening import STORE, open_run_store
-from asvd_q.plan import FloatType, Plan
-from asvd_q.quantization import TORCH_TYPES, float_type_of
+from asvd_q.preparation import Prepared, Tokens, prepare, read_tokens, require_exports
+from asvd_q.quantization import TORCH_TYPES
 from asvd_q.recipe import ExportSection, Recipe
 from asvd_q.report.resources import StageMeter
-from asvd_q.report.run import ArtefactRecord, CorpusRecord, Quantity, RunRecord, versions
-from asvd_q.search import make_plan
-from asvd_q.statistics.corpora import load_corpus
-from asvd_q.statistics.windows import calibration_windows
-from asvd_q.store import Store, StoreHeader
+from asvd_q.report.run import RUN_FILE, ArtefactRecord, Quantity, RunRecord, versions
+from asvd_q.report.search import SEARCH, write_search
+from asvd_q.search.ranks import SearchResult, search_ranks, with_ranks
+from asvd_q.store import Store, StoreHeader, is_store
 
-__all__ = ["RECIPE_FILE", "Prepared", "export_run", "prepare", "run"]
+__all__ = ["RECIPE_FILE", "export_run", "run", "search"]
 
 RECIPE_FILE = "recipe.yaml"
 _LOG_FILE = "log.txt"
 _SCRATCH = "hidden_states"
 
 logger = logging.getLogger("asvd_q")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A recipe and its model, looked at and not touched."""
-
-    recipe: Recipe
-    source: SourceModel
-    skeleton: Skeleton
-    plan: Plan
-    exports: tuple[tuple[ExportSection, Exporter], ...]
-    device: str
-
-
-def prepare(recipe: Recipe) -> Prepared:
-    """Open the model, make the plan, build the exporters. Reads no weights.
-
-    Raises:
-        AsvdQError: whatever is wrong with the recipe or the model.
-    """
-    source = SourceModel.open(
-        recipe.model.path,
-        revision=recipe.model.revision,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
-    skeleton = build_skeleton(source)
-    dtype: FloatType = (
-        float_type_of(source.dtype) if recipe.model.dtype == "auto" else recipe.model.dtype
-    )
-    exports = tuple(
-        (
-            section,
-            make_exporter(
-                section.format, section.options, where=f"export.{index}", file="the recipe"
-            ),
-        )
-        for index, section in enumerate(recipe.export)
-    )
-    return Prepared(
-        recipe=recipe,
-        source=source,
-        skeleton=skeleton,
-        plan=make_plan(recipe, source, skeleton, dtype),
-        exports=exports,
-        device=_device(recipe),
-    )
 
 
 def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord:
@@ -100,44 +50,59 @@ def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord
         fresh: throw away what an earlier run left in the output folder.
 
     Returns:
-        The record that is also written to `run.json`.
+        The record that is also written to `run.json`: after the evaluation, and again after
+        every export, so that an export that fails loses nothing.
     """
     folder, meter = Path(recipe.output), StageMeter()
     with meter.stage("prepare"):
         prepared = prepare(recipe)
-        for _, exporter in prepared.exports:
-            require_expressible(exporter, prepared.plan)
-        if fresh and (folder / RECIPE_FILE).is_file():
-            shutil.rmtree(folder)
-        make_folder(folder)
+        if recipe.search is None:
+            require_exports(prepared)
+        tokens = read_tokens(prepared)
+        _claim(folder, fresh=fresh)
         _check_disk(prepared, folder)
-        windows, corpora = _calibration_windows(prepared)
-        texts = _texts(prepared)
-        corpora += [_corpus_record(text) for text in texts]
     with _log_to(folder / _LOG_FILE):
+        progress = _logged(progress)
+        if recipe.search is not None:
+            with meter.stage("search"):
+                result = _search(prepared, tokens, folder, progress)
+                prepared = replace(prepared, recipe=with_ranks(recipe, result.ranks))
+                require_exports(prepared)
         with meter.stage("compress"):
-            store = _compress(prepared, folder, windows, progress)
+            store = _compress(prepared, folder, tokens.calibration, progress)
         with meter.stage("evaluate"):
-            dense, quality = _evaluate(prepared, store, texts, progress)
-        tokens = proof_tokens(prepared.source, texts, windows)
-        artefacts = []
-        for done, (section, exporter) in enumerate(prepared.exports):
-            progress(f"exporting {section.name}", done, len(prepared.exports))
-            with meter.stage(f"export {section.name}"):
-                artefacts.append(_export(store, exporter, section, folder, tokens))
-        if prepared.exports:
-            progress("exporting", len(prepared.exports), len(prepared.exports))
-        record = _record(prepared, store, meter, corpora)
-        record = record.model_copy(
+            dense, quality = _evaluate(prepared, store, tokens.texts, progress)
+        record = _record(prepared, store, tokens).model_copy(
             update={
+                "stages": tuple(meter.records),
                 "dense_quality": tuple(dense),
                 "quality": tuple(quality),
-                "artefacts": tuple(artefacts),
+                "artefacts": _earlier_artefacts(folder, store),
             }
         )
         record.write(folder)
-        logger.info("finished: %s", folder)
+        for section, exporter in prepared.exports:
+            progress(f"exporting {section.name}", 0, 1)
+            with meter.stage(f"export {section.name}"):
+                sample = proof_tokens(prepared.source, tokens.texts, tokens.calibration)
+                artefact = _export(store, exporter, section, folder, sample)
+            progress(f"exporting {section.name}", 1, 1)
+            record = _with_artefact(record, artefact)
+            record = record.model_copy(update={"stages": tuple(meter.records)})
+            record.write(folder)
+        for note in _notes(record):
+            logger.info(note)
     return record
+
+
+def search(recipe: Recipe, progress: Progress) -> SearchResult:
+    """Carry out a recipe's rank search alone; what it finds is kept in the run folder."""
+    if recipe.search is None:
+        raise RecipeError("the recipe has no `search` section: there is nothing to search for")
+    prepared, folder = prepare(recipe), Path(recipe.output)
+    tokens = read_tokens(prepared)
+    make_folder(folder)
+    return _search(prepared, tokens, folder, progress)
 
 
 def export_run(folder: Path, section: ExportSection, model: str | None = None) -> ArtefactRecord:
@@ -149,19 +114,48 @@ def export_run(folder: Path, section: ExportSection, model: str | None = None) -
     exporter = make_exporter(section.format, section.options, where="--option", file="export")
     store = open_run_store(folder, model)
     artefact = _export(store, exporter, section, folder, proof_tokens(store.source, [], None))
-    record = RunRecord.read(folder)
-    others = tuple(found for found in record.artefacts if found.name != artefact.name)
-    record.model_copy(update={"artefacts": (*others, artefact)}).write(folder)
+    _with_artefact(RunRecord.read(folder), artefact).write(folder)
     return artefact
 
 
-def _device(recipe: Recipe) -> str:
-    available = torch.cuda.is_available()
-    if recipe.device == "cuda" and not available:
-        raise ResourceError("device: cuda is asked for and torch finds no GPU; use auto or cpu")
-    if recipe.device == "auto":
-        return "cuda" if available else "cpu"
-    return recipe.device
+def _search(prepared: Prepared, tokens: Tokens, folder: Path, progress: Progress) -> SearchResult:
+    assert tokens.calibration is not None  # the recipe's own check: a search needs calibration
+    model = prepared.model()
+    check_weights(model, progress)
+    result = search_ranks(
+        prepared.recipe,
+        model,
+        tokens.calibration,
+        prepared.float_type,
+        folder / SEARCH,
+        progress,
+    )
+    write_search(result, folder / SEARCH)
+    return result
+
+
+def _claim(folder: Path, *, fresh: bool) -> None:
+    """Make the output folder ours, without touching what is not.
+
+    Args:
+        fresh: remove what an earlier run left; sensitivities stay, under their key.
+
+    Raises:
+        ResourceError: the folder cannot be written, or holds a recipe that no run put there.
+    """
+    ours = is_store(folder / STORE)
+    if not ours and (folder / RECIPE_FILE).exists():
+        raise ResourceError(
+            f"{folder} holds a {RECIPE_FILE} that is not a run's and would be overwritten: "
+            "choose another `output`"
+        )
+    if fresh and ours:
+        for name in (RUN_FILE, RECIPE_FILE, _LOG_FILE):
+            (folder / name).unlink(missing_ok=True)
+        # The store goes last: it is what tells that the folder is ours.
+        for part in (ARTEFACTS, _SCRATCH, STORE):
+            shutil.rmtree(folder / part, ignore_errors=True)
+    make_folder(folder)
 
 
 def _check_disk(prepared: Prepared, folder: Path) -> None:
@@ -170,44 +164,10 @@ def _check_disk(prepared: Prepared, folder: Path) -> None:
     require_disk(folder, parameters * (1 + 4 * len(prepared.exports)))
 
 
-def _calibration_windows(prepared: Prepared) -> tuple[Tensor | None, list[CorpusRecord]]:
-    section = prepared.recipe.calibration
-    if section is None:
-        return None, []
-    corpora = [load_corpus(corpus) for corpus in section.corpora]
-    windows = calibration_windows(
-        [(text, corpus.weight) for text, corpus in zip(corpora, section.corpora, strict=True)],
-        prepared.source.tokenizer,
-        samples=section.samples,
-        window=section.window,
-        seed=section.seed,
-        bos=section.bos,
-    )
-    return windows, [
-        CorpusRecord(corpus=text.name, split=text.split, use="calibration", sha256=text.sha256)
-        for text in corpora
-    ]
-
-
-def _texts(prepared: Prepared) -> list[TokenWindows]:
-    section = prepared.recipe.evaluate
-    return [] if section is None else evaluation_texts(section, prepared.source.tokenizer)
-
-
-def _corpus_record(text: TokenWindows) -> CorpusRecord:
-    return CorpusRecord(corpus=text.corpus, split=text.split, use="evaluation", sha256=text.sha256)
-
-
 def _compress(
     prepared: Prepared, folder: Path, windows: Tensor | None, progress: Progress
 ) -> Store:
-    recipe, source = prepared.recipe, prepared.source
-    model = BlockwiseModel(
-        source,
-        device=prepared.device,
-        dtype=TORCH_TYPES[recipe.compute_dtype],
-        skeleton=prepared.skeleton,
-    )
+    recipe, source, model = prepared.recipe, prepared.source, prepared.model()
     header = StoreHeader(
         key=_store_key(prepared, windows),
         asvd_q=__version__,
@@ -257,7 +217,7 @@ def _store_key(prepared: Prepared, windows: Tensor | None) -> str:
 
 
 def _evaluate(
-    prepared: Prepared, store: Store, texts: list[TokenWindows], progress: Progress
+    prepared: Prepared, store: Store, texts: Sequence[TokenWindows], progress: Progress
 ) -> tuple[list[Quality], list[Quality]]:
     """Quality of the dense model (if the recipe wants it) and of the store, text by text."""
     section = prepared.recipe.evaluate
@@ -296,9 +256,8 @@ def _export(
     )
 
 
-def _record(
-    prepared: Prepared, store: Store, meter: StageMeter, corpora: list[CorpusRecord]
-) -> RunRecord:
+def _record(prepared: Prepared, store: Store, tokens: Tokens) -> RunRecord:
+    """What is known once the store is finished."""
     layers = store.records()
     planned = {layer.name: layer for layer in prepared.plan}
     other = prepared.plan.other_bytes
@@ -312,14 +271,14 @@ def _record(
         seed=prepared.recipe.seed,
         device=prepared.device,
         versions=versions(),
-        corpora=tuple(corpora),
+        corpora=tokens.corpora,
         parameters=Quantity(
             before=sum(layer.shape[0] * layer.shape[1] for layer in layers),
             after=sum(layer.as_plan().parameters for layer in layers),
         ),
         layer_bytes=Quantity(before=before, after=after),
         total_bytes=Quantity(before=before + other, after=after + other),
-        stages=tuple(meter.records),
+        stages=(),
         layers=tuple(layers),
         warnings=tuple(
             f"{layer.name} stayed dense: {layer.reason}"
@@ -327,6 +286,39 @@ def _record(
             if layer.form != planned[layer.name].form
         ),
     )
+
+
+def _earlier_artefacts(folder: Path, store: Store) -> tuple[ArtefactRecord, ...]:
+    """Artefacts that an earlier run or `export` made from this very store and that still exist."""
+    if not (folder / RUN_FILE).is_file():
+        return ()
+    earlier = RunRecord.read(folder)
+    if earlier.store_key != store.key:
+        return ()
+    return tuple(found for found in earlier.artefacts if (folder / found.folder).is_dir())
+
+
+def _with_artefact(record: RunRecord, artefact: ArtefactRecord) -> RunRecord:
+    """The record with an artefact added, or put in the place of the one of its name."""
+    others = tuple(found for found in record.artefacts if found.name != artefact.name)
+    return record.model_copy(update={"artefacts": (*others, artefact)})
+
+
+def _notes(record: RunRecord) -> list[str]:
+    """What a reader of the log should know of single layers."""
+    notes = [f"{layer.name}: {note}" for layer in record.layers for note in layer.notes]
+    return [*record.warnings, *notes]
+
+
+def _logged(progress: Progress) -> Progress:
+    """The same callback, with a line in the log when a stage ends."""
+
+    def advance(stage: str, done: int, total: int) -> None:
+        progress(stage, done, total)
+        if done == total:
+            logger.info("%s: %d", stage, total)
+
+    return advance
 
 
 @contextmanager

@@ -105,7 +105,7 @@ class Bench:
 
     def plan(self, recipe: dict[str, Any]) -> tuple[Recipe, Plan]:
         """A recipe of `decompose` and `quantize` sections, and its plan for this model."""
-        fields = {"model": {"path": str(self.options.model)}, "calibration": "-"} | recipe
+        fields = {"model": {"path": str(self.options.model)}} | recipe
         fields["calibration"] = {
             "corpora": ["python-docs"],
             "window": self.options.window,

@@ -9,8 +9,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-from asvd_q.pipeline import run
-from asvd_q.recipe import load_recipe
+from asvd_q.errors import ExportError
+from asvd_q.pipeline import export_run, run
+from asvd_q.recipe import ExportSection, load_recipe
+from asvd_q.report.run import RunRecord
 from tests.cli.runner import write_recipe
 
 _SECTIONS = {
@@ -135,3 +137,34 @@ def test_dense_export_changes_nothing(tmp_path: Path) -> None:
     assert record.quality[0].perplexity == record.dense_quality[0].perplexity
     assert record.quality[0].kl == 0
     assert record.artefacts[0].proof.status == "proven"
+
+
+def test_running_again_keeps_what_export_added(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, calibration=None, decompose=None))
+    run(recipe, _silent)
+    export_run(tmp_path / "run", ExportSection.model_validate({"format": "transformers"}))
+    record = run(recipe, _silent)
+    assert [artefact.name for artefact in record.artefacts] == ["transformers"]
+
+
+def test_an_export_that_fails_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ExportError("no")
+
+    monkeypatch.setattr("asvd_q.pipeline.export_store", fail)
+    sections = {"evaluate": {"corpus": "python-docs", "window": 64, "windows": 2}}
+    recipe = load_recipe(write_recipe(tmp_path, export=[{"format": "transformers"}], **sections))
+    with pytest.raises(ExportError):
+        run(recipe, _silent)
+    record = RunRecord.read(tmp_path / "run")
+    assert record.quality[0].tokens == 126
+    assert record.artefacts == ()
+    assert not (tmp_path / "run/artefacts").exists()
+
+
+def test_the_log_names_every_stage(finished: Path) -> None:
+    log = (finished / "log.txt").read_text()
+    for stage in ("checking weights", "compressing", "evaluating on python-docs", "exporting onnx"):
+        assert f"INFO {stage}" in log

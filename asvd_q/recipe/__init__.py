@@ -17,6 +17,7 @@ from asvd_q.recipe.quantize import (
     QuantizeSection,
 )
 from asvd_q.recipe.schema import Recipe, json_schema
+from asvd_q.recipe.search import SearchSection
 
 __all__ = [
     "BUILT_IN",
@@ -31,6 +32,7 @@ __all__ = [
     "QuantizeOverride",
     "QuantizeSection",
     "Recipe",
+    "SearchSection",
     "explain_validation_error",
     "json_schema",
     "load_recipe",

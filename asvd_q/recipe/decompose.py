@@ -58,10 +58,14 @@ class DecomposeSection(Section):
 
     @model_validator(mode="after")
     def _one_target(self) -> DecomposeSection:
-        if (self.kept_ratio is None) == (self.ranks is None):
-            which = "neither" if self.ranks is None else "both"
-            raise ValueError(f"needs exactly one of `kept_ratio` and `ranks`, and has {which}")
+        if self.kept_ratio is not None and self.ranks is not None:
+            raise ValueError("needs one of `kept_ratio` and `ranks`, and has both")
         return self
+
+    @property
+    def has_target(self) -> bool:
+        """Whether the section itself says which ranks to take; else a search has to."""
+        return self.kept_ratio is not None or self.ranks is not None
 
     @property
     def needs_calibration(self) -> bool:
@@ -71,11 +75,3 @@ class DecomposeSection(Section):
     def selects(self, layer_name: str) -> bool:
         """Whether `include` and `exclude` let this layer through."""
         return matches(layer_name, self.include) and not matches(layer_name, self.exclude)
-
-    def rank_for(self, layer_name: str) -> int | None:
-        """The rank that `ranks` gives a layer; None where no pattern matches."""
-        chosen: int | None = None
-        for pattern, rank in (self.ranks or {}).items():
-            if matches(layer_name, [pattern]):
-                chosen = rank
-        return chosen

@@ -14,6 +14,7 @@ from asvd_q.recipe.decompose import DecomposeSection
 from asvd_q.recipe.export import ExportSection
 from asvd_q.recipe.model import ModelSection
 from asvd_q.recipe.quantize import QuantizeSection
+from asvd_q.recipe.search import SearchSection
 from asvd_q.recipe.text import dump_yaml
 
 __all__ = ["SCHEMA_ID", "Recipe", "json_schema"]
@@ -54,6 +55,9 @@ class Recipe(Section):
     decompose: DecomposeSection | None = None
     """Low-rank decomposition."""
 
+    search: SearchSection | None = None
+    """Which rank for which layer; without it decompose says so itself."""
+
     quantize: QuantizeSection | None = None
     """Quantization of the factors and of dense layers."""
 
@@ -75,6 +79,24 @@ class Recipe(Section):
             raise ValueError(
                 f"{why} and needs activation statistics: add a `calibration` section, for "
                 "example `calibration: {corpus: python-docs}`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_source_of_ranks(self) -> Recipe:
+        if self.search is None:
+            if self.decompose is not None and not self.decompose.has_target:
+                raise ValueError(
+                    "decompose: needs `kept_ratio` or `ranks`, or the recipe a `search` section"
+                )
+            return self
+        if self.decompose is None or self.calibration is None:
+            missing = "decompose" if self.decompose is None else "calibration"
+            raise ValueError(f"search needs a `{missing}` section")
+        if self.decompose.has_target:
+            raise ValueError(
+                "search chooses the ranks: leave kept_ratio and ranks out of `decompose`, and "
+                "give `search` the target"
             )
         return self
 

@@ -19,6 +19,12 @@ _PROBE = 512
 _EIGH = 9.0
 """An eigendecomposition of n × n costs about this many n³ operations, vectors included."""
 
+_ROUNDING = 2e-8
+"""Seconds that one value takes to be rounded to its grid, in float64."""
+
+_MSE_TRIALS = 71
+"""Grids that the MSE search tries."""
+
 _INTERPRETER = 600 << 20
 """Resident memory of the libraries themselves."""
 
@@ -61,7 +67,15 @@ def estimate(recipe: Recipe, skeleton: Skeleton, plan: Plan) -> Estimate:
         if layer.rank is not None:
             side = min(layer.shape)
             flops += 2 * _EIGH * side**3 + 8.0 * side * side * max(layer.shape)
-    return Estimate(memory_bytes=memory, seconds=flops / _speed())
+    elementwise = sum(
+        rows * columns * (_MSE_TRIALS if spec.clip == "mse" else 1) * _ROUNDING
+        for layer in plan
+        for slot, (rows, columns) in layer.slot_shapes().items()
+        if (spec := layer.quantization[slot]) is not None
+    )
+    if recipe.decompose is not None and recipe.decompose.scaling == "fisher":
+        flops += 4 * 2.0 * tokens * sum(blocks.values())
+    return Estimate(memory_bytes=memory, seconds=flops / _speed() + elementwise)
 
 
 def _speed() -> float:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
+from asvd_q.errors import RecipeError
 from asvd_q.models.refs import WeightRef
 from asvd_q.models.skeleton import Skeleton
 from asvd_q.models.source import SourceModel
 from asvd_q.plan import FLOAT_BYTES, FloatType, LayerPlan, Plan, QuantSpec, Slot, store_bytes
-from asvd_q.recipe import Recipe
+from asvd_q.recipe import Recipe, matches
 from asvd_q.search.uniform import RankChoice, explicit_ranks, uniform_ranks
 
-__all__ = ["make_plan"]
+__all__ = ["layer_bytes", "make_plan"]
 
 
 def make_plan(
@@ -19,7 +22,9 @@ def make_plan(
 
     Raises:
         RankError: explicit ranks that do not fit the model.
+        RecipeError: a pattern that matches no layer, or a head that cannot be decomposed.
     """
+    _check_patterns(recipe, [weight.name for weight in skeleton.weights])
     weights = [weight for weight in skeleton.weights if _covered(weight, recipe, skeleton)]
     choices = _choose_ranks(recipe, weights)
     layers = tuple(_layer(weight, choices, recipe, float_type) for weight in weights)
@@ -35,12 +40,39 @@ def make_plan(
 def _covered(weight: WeightRef, recipe: Recipe, skeleton: Skeleton) -> bool:
     """Layers inside the blocks always are; the head only when the recipe asks for it.
 
-    A head tied to the embedding never is: changing it would store the matrix a second time.
+    A head tied to the embedding cannot be: changing it would store the matrix a second time.
     """
     if weight.block is not None:
         return True
     wanted = recipe.decompose is not None and recipe.decompose.lm_head
-    return wanted and not skeleton.head_is_tied
+    if wanted and skeleton.head_is_tied:
+        raise RecipeError(
+            f"decompose.lm_head: {weight.name} is the embedding's own matrix in this model, and "
+            "factors of it would be stored beside it: leave lm_head out"
+        )
+    return wanted
+
+
+def _check_patterns(recipe: Recipe, names: list[str]) -> None:
+    """Raises RecipeError for a pattern that matches no layer: most likely a misspelt name."""
+    patterns: dict[str, tuple[str, ...]] = {}
+    if recipe.decompose is not None:
+        patterns["decompose.include"] = recipe.decompose.include
+        patterns["decompose.exclude"] = recipe.decompose.exclude
+    if recipe.quantize is not None:
+        patterns["quantize.include"] = recipe.quantize.include
+        patterns["quantize.exclude"] = recipe.quantize.exclude
+        patterns["quantize.overrides"] = tuple(item.match for item in recipe.quantize.overrides)
+    kinds = sorted({name.rsplit(".", 1)[-1] for name in names})
+    for key, given in patterns.items():
+        for pattern in given:
+            if not any(matches(name, [pattern]) for name in names):
+                close = get_close_matches(pattern.rsplit(".", 1)[-1], kinds, n=1)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                raise RecipeError(
+                    f"{key}: {pattern!r} matches no layer of the model: {hint}"
+                    f"Its layers are called {', '.join(kinds)}"
+                )
 
 
 def _choose_ranks(recipe: Recipe, weights: list[WeightRef]) -> dict[str, RankChoice]:
@@ -72,6 +104,11 @@ def _layer(
         f"the layer takes {dense.predicted_bytes}"
     )
     return dense.model_copy(update={"reason": reason})
+
+
+def layer_bytes(weight: WeightRef, recipe: Recipe, float_type: FloatType, rank: int) -> int:
+    """Store bytes of a layer's factors of some rank, quantized as the recipe says."""
+    return _build(weight, RankChoice(rank), recipe, float_type).predicted_bytes
 
 
 def _build(

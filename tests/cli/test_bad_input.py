@@ -246,3 +246,60 @@ def test_missing_extra(tmp_path: Path, capsys: Capture, monkeypatch: pytest.Monk
     assert "not run" in ended.out
     message = command(capsys, "generate", tmp_path / "run/artefacts/gptq", "--prompt", "A").message
     assert "pip install 'asvd-q[gptq]'" in message
+
+
+@pytest.mark.parametrize("flags", [(), ("--fresh",)])
+def test_a_folder_with_somebody_elses_recipe(
+    tmp_path: Path, capsys: Capture, flags: tuple[str, ...]
+) -> None:
+    recipe = write_recipe(tmp_path, output=str(tmp_path))
+    before = recipe.read_text()
+    message = command(capsys, "run", recipe, *flags).message
+    assert "would be overwritten" in message
+    assert recipe.read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("key", "sections"),
+    [
+        ("decompose.exclude", {"decompose": {"kept_ratio": 0.7, "exclude": ["q_prj"]}}),
+        ("decompose.include", {"decompose": {"kept_ratio": 0.7, "include": ["q_prj"]}}),
+        ("quantize.exclude", {"quantize": {"exclude": ["q_prj"]}}),
+        ("quantize.overrides", {"quantize": {"overrides": [{"match": "q_prj", "bits": 4}]}}),
+    ],
+)
+def test_a_pattern_that_matches_nothing(
+    tmp_path: Path, capsys: Capture, key: str, sections: dict[str, object]
+) -> None:
+    message = command(capsys, "plan", write_recipe(tmp_path, **sections)).message
+    assert f"{key}: 'q_prj' matches no layer" in message
+    assert "did you mean 'q_proj'" in message
+
+
+def test_a_tied_head(tmp_path: Path, capsys: Capture) -> None:
+    recipe = write_recipe(tmp_path, decompose={"kept_ratio": 0.7, "lm_head": True})
+    assert "decompose.lm_head" in command(capsys, "run", recipe).message
+
+
+def test_torch_runs_out_of_memory(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    monkeypatch.setattr("asvd_q.pipeline.compress", exhausted)
+    assert "not enough memory" in command(capsys, "run", write_recipe(tmp_path)).message
+
+
+def test_search_without_a_search_section(tmp_path: Path, capsys: Capture) -> None:
+    assert "`search` section" in command(capsys, "search", write_recipe(tmp_path)).message
+
+
+def test_a_bad_corpus_does_not_cost_the_earlier_run(tmp_path: Path, capsys: Capture) -> None:
+    assert command(capsys, "run", write_recipe(tmp_path)).code == 0
+    (tmp_path / "empty.txt").write_text("", encoding="utf-8")
+    broken = write_recipe(tmp_path, calibration={"corpus": str(tmp_path / "empty.txt")})
+    assert "empty" in command(capsys, "run", broken, "--fresh").message
+    assert (tmp_path / "run/run.json").is_file()
+    assert (tmp_path / "run/store/store.json").is_file()

@@ -175,3 +175,15 @@ def test_interrupting_a_run_says_how_to_go_on(
     ended = command(capsys, "run", write_recipe(tmp_path))
     assert ended.code == 130
     assert "goes on from the last finished block" in ended.err
+
+
+def test_search_prints_ranks_and_findings(tmp_path: Path, capsys: Capture) -> None:
+    recipe = write_recipe(tmp_path, decompose={"rank_multiple": 8}, search={"kept_ratio": 0.8})
+    ended = command(capsys, "search", recipe)
+    assert ended.code == 0, ended.err
+    rows = [line for line in ended.out.splitlines() if line.startswith("model.layers.")]
+    assert len(rows) == 42
+    assert "kept of MLP layers" in ended.out
+    content = json.loads(command(capsys, "search", recipe, "--json").out)
+    assert len(content["layers"]) == 42
+    assert not (tmp_path / "run/store").exists()

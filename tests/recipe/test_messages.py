@@ -61,11 +61,11 @@ __all__ = ["recipe_file"]
         ("decompose.ranks={1: 3}", "decompose.ranks.1 is not possible as a key here"),
         (
             "decompose.ranks={a: 3}",
-            "decompose: needs exactly one of `kept_ratio` and `ranks`, and has both",
+            "decompose: needs one of `kept_ratio` and `ranks`, and has both",
         ),
         (
             "decompose.kept_ratio=null",
-            "decompose: needs exactly one of `kept_ratio` and `ranks`, and has neither",
+            "decompose: needs `kept_ratio` or `ranks`, or the recipe a `search` section",
         ),
         ("quantize.bits=1", "quantize.bits is 1: allowed is at least 2 and at most 8"),
         ("quantize.bits=4.0", "quantize.bits is 4.0: expected a whole number"),

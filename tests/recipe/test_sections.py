@@ -90,14 +90,8 @@ def test_what_is_left_in_floating_point() -> None:
     assert undone.spec_for(Q0, "A") == QuantSpec()
 
 
-def test_ranks_by_pattern_the_last_match_wins() -> None:
-    section = DecomposeSection(
-        ranks={"*": 64, "q_proj": 32, "model.layers.0.*": 16}, exclude=("down_proj",)
-    )
-    assert section.rank_for(Q0) == 16
-    assert section.rank_for("model.layers.1.self_attn.q_proj") == 32
-    assert section.rank_for(DOWN1) == 64
-    assert DecomposeSection(ranks={"q_proj": 8}).rank_for(DOWN1) is None
+def test_exclude_is_stronger_than_include() -> None:
+    section = DecomposeSection(kept_ratio=0.5, exclude=("down_proj",))
     assert section.selects(Q0)
     assert not section.selects(DOWN1)
 

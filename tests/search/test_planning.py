@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from asvd_q.errors import RecipeError
 from asvd_q.models import SourceModel
 from asvd_q.models.skeleton import build_skeleton
 from asvd_q.plan import LayerPlan, Plan, QuantSpec
@@ -140,11 +141,14 @@ def test_quantization_of_each_slot_follows_the_recipe(source: SourceModel) -> No
             assert layer.quantization == {"weight": None}
 
 
-def test_the_head_is_planned_only_when_asked_for_and_not_tied(source: SourceModel) -> None:
+def test_the_head_is_planned_when_asked_for_and_refused_when_tied(source: SourceModel) -> None:
     sections = {"decompose": {"ranks": {"*_proj": 8, "*": 8}, "lm_head": True}}
-    found = [layer.name for layer in plan_of(source, **sections) if layer.block is None]
-    tied = build_skeleton(source).head_is_tied
-    assert found == ([] if tied else ["lm_head"])
+    if build_skeleton(source).head_is_tied:
+        with pytest.raises(RecipeError, match="lm_head is the embedding's own matrix"):
+            plan_of(source, **sections)
+    else:
+        found = [layer.name for layer in plan_of(source, **sections) if layer.block is None]
+        assert found == ["lm_head"]
 
 
 def test_bytes_of_everything_else_are_counted(source: SourceModel) -> None:

@@ -1,0 +1,160 @@
+"""A recipe and its model, opened and looked at; nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from asvd_q.artefact import Exporter
+from asvd_q.errors import RecipeError, ResourceError
+from asvd_q.evaluation.quality import TokenWindows
+from asvd_q.evaluation.texts import evaluation_texts
+from asvd_q.exporting import make_exporter, require_expressible
+from asvd_q.models import SourceModel
+from asvd_q.models.blockwise import BlockwiseModel
+from asvd_q.models.skeleton import Skeleton, build_skeleton
+from asvd_q.plan import FloatType, Plan
+from asvd_q.quantization import TORCH_TYPES, float_type_of
+from asvd_q.recipe import ExportSection, Recipe
+from asvd_q.report.run import CorpusRecord
+from asvd_q.search import make_plan
+from asvd_q.statistics.corpora import load_corpus
+from asvd_q.statistics.windows import calibration_windows
+
+__all__ = ["Prepared", "Tokens", "prepare", "read_tokens", "require_exports"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe and its model, looked at and not touched."""
+
+    recipe: Recipe
+    source: SourceModel
+    skeleton: Skeleton
+    float_type: FloatType
+    exports: tuple[tuple[ExportSection, Exporter], ...]
+    device: str
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What becomes of every layer.
+
+        Raises:
+            RecipeError: the ranks are still to be searched for.
+        """
+        if self.recipe.search is not None:
+            raise RecipeError(
+                "the ranks of this recipe come from a search that has not been run: "
+                "`asvd-q search RECIPE` runs it and keeps what it finds"
+            )
+        return make_plan(self.recipe, self.source, self.skeleton, self.float_type)
+
+    def model(self) -> BlockwiseModel:
+        """The dense model, to be run block by block."""
+        return BlockwiseModel(
+            self.source,
+            device=self.device,
+            dtype=TORCH_TYPES[self.recipe.compute_dtype],
+            skeleton=self.skeleton,
+        )
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Open the model and build the exporters. Reads no weights.
+
+    Raises:
+        AsvdQError: whatever is wrong with the recipe or the model.
+    """
+    source = SourceModel.open(
+        recipe.model.path,
+        revision=recipe.model.revision,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    skeleton = build_skeleton(source)
+    dtype: FloatType = (
+        float_type_of(source.dtype) if recipe.model.dtype == "auto" else recipe.model.dtype
+    )
+    exports = tuple(
+        (
+            section,
+            make_exporter(
+                section.format, section.options, where=f"export.{index}", file="the recipe"
+            ),
+        )
+        for index, section in enumerate(recipe.export)
+    )
+    return Prepared(
+        recipe=recipe,
+        source=source,
+        skeleton=skeleton,
+        float_type=dtype,
+        exports=exports,
+        device=_device(recipe),
+    )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """All text that a run reads.
+
+    Attributes:
+        calibration: int64 (samples, tokens); None when the recipe needs none.
+        texts: the windows of the evaluation.
+        corpora: what was read, with the hash of each text.
+    """
+
+    calibration: Tensor | None
+    texts: tuple[TokenWindows, ...]
+    corpora: tuple[CorpusRecord, ...]
+
+
+def read_tokens(prepared: Prepared) -> Tokens:
+    """Read and cut the text of calibration and evaluation.
+
+    Raises:
+        CorpusError: a corpus that is missing, empty or too short.
+    """
+    recipe, source = prepared.recipe, prepared.source
+    calibration: Tensor | None = None
+    records: list[CorpusRecord] = []
+    if recipe.calibration is not None:
+        section = recipe.calibration
+        corpora = [(load_corpus(corpus), corpus.weight) for corpus in section.corpora]
+        calibration = calibration_windows(
+            corpora,
+            source.tokenizer,
+            samples=section.samples,
+            window=section.window,
+            seed=section.seed,
+            bos=section.bos,
+        )
+        records = [
+            CorpusRecord(corpus=text.name, split=text.split, use="calibration", sha256=text.sha256)
+            for text, _ in corpora
+        ]
+    texts = []
+    if recipe.evaluate is not None:
+        texts = evaluation_texts(recipe.evaluate, source.tokenizer)
+    records += [
+        CorpusRecord(corpus=text.corpus, split=text.split, use="evaluation", sha256=text.sha256)
+        for text in texts
+    ]
+    return Tokens(calibration, tuple(texts), tuple(records))
+
+
+def require_exports(prepared: Prepared) -> None:
+    """Raises ExportError when one of the recipe's exports cannot hold the plan."""
+    for _, exporter in prepared.exports:
+        require_expressible(exporter, prepared.plan)
+
+
+def _device(recipe: Recipe) -> str:
+    available = torch.cuda.is_available()
+    if recipe.device == "cuda" and not available:
+        raise ResourceError("device: cuda is asked for and torch finds no GPU; use auto or cpu")
+    if recipe.device == "auto":
+        return "cuda" if available else "cpu"
+    return recipe.device

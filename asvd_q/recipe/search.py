@@ -1,0 +1,83 @@
+"""Which rank for which layer: how to find out, and what to aim for."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from asvd_q.recipe.base import Count, Number, Section, Text
+
+__all__ = ["SearchSection"]
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?B|B)\s*", re.IGNORECASE)
+
+
+class SearchSection(Section):
+    """Rank search: the loss that each layer's truncation costs, and the best use of a budget.
+
+    Source: Sensitivity-based Truncation Rank Searching, ASVD, arXiv 2312.05821, section 3.
+    """
+
+    kept_ratio: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """Target: parameters of all layers together, after / before."""
+
+    size: Text | None = None
+    """Target: bytes of the whole model as a store counts them, such as "3.2 GiB"."""
+
+    max_loss_increase: Annotated[Number, Field(gt=0)] | None = None
+    """Target: the smallest model whose predicted loss rises by no more than this, nats per token;
+    0.02 is a perplexity 2 % higher."""
+
+    sensitivity: Literal["exact", "fast"] = "fast"
+    """exact runs the model for every layer and ratio; fast predicts every rank of every layer
+    from two passes."""
+
+    metric: Literal["perplexity", "kl"] = "perplexity"
+    """What exact measures: the loss on the corpus, or the divergence from the dense model."""
+
+    labels: Literal["corpus", "sampled"] = "corpus"
+    """What fast differentiates: the corpus' next tokens, or tokens sampled from the model."""
+
+    method: Literal["optimal", "strs"] = "optimal"
+    """optimal solves the choice exactly; strs cuts the sorted list of candidates, as the paper."""
+
+    ratios: Annotated[tuple[Annotated[Number, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (
+        0.4,
+        0.5,
+        0.6,
+        0.7,
+        0.8,
+        0.9,
+    )
+    """Kept ratios that exact tries; fast has every multiple of decompose.rank_multiple."""
+
+    candidates_per_batch: Count = 4
+    """Candidates that exact carries through the model together; more needs more memory."""
+
+    @field_validator("size")
+    @classmethod
+    def _readable_size(cls, size: str | None) -> str | None:
+        if size is not None and not _SIZE.fullmatch(size):
+            raise ValueError("allowed is a number and a unit: B, KB, MB, GB, KiB, MiB or GiB")
+        return size
+
+    @model_validator(mode="after")
+    def _one_target(self) -> SearchSection:
+        names = ("kept_ratio", "size", "max_loss_increase")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise ValueError(f"needs exactly one target of {', '.join(names)}, and has {found}")
+        return self
+
+    @property
+    def size_bytes(self) -> int | None:
+        """`size` in bytes."""
+        if self.size is None:
+            return None
+        found = _SIZE.fullmatch(self.size)
+        assert found is not None
+        return int(float(found[1]) * _UNITS[found[2].upper()])

@@ -1,0 +1,107 @@
+"""Plots of a rank search, each as PNG and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["ATTENTION", "MLP", "OTHER", "part_of", "plot_kept_ratios", "plot_sensitivities"]
+
+ATTENTION, MLP, OTHER = "attention", "MLP", "other"
+
+_COLOURS = {ATTENTION: "#2f6fb0", MLP: "#d1622b", OTHER: "#6b6b6b"}
+_ATTENTION_KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "out_proj")
+_MLP_KINDS = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "c_fc", "fc1", "fc2")
+
+
+def plot_sensitivities(
+    losses: Mapping[str, Mapping[float, float]], folder: Path, name: str = "sensitivity"
+) -> list[Path]:
+    """Loss increase of every layer against the share of it that is kept.
+
+    Args:
+        losses: layer → kept ratio → nats per token.
+        folder: an existing folder.
+
+    Returns:
+        The files written.
+    """
+    axes, save = _canvas(folder, name)
+    for layer, curve in losses.items():
+        ratios = sorted(curve)
+        values = [max(curve[ratio], 1e-6) for ratio in ratios]
+        axes.plot(ratios, values, color=_COLOURS[part_of(layer)], alpha=0.5, linewidth=1)
+    axes.set_yscale("log")
+    axes.set_xlabel("kept ratio of the layer's parameters")
+    axes.set_ylabel("loss increase, nats per token")
+    axes.set_title("What truncating one layer costs")
+    _legend(axes, {part_of(layer) for layer in losses})
+    return save()
+
+
+def plot_kept_ratios(
+    kept: Mapping[str, float], folder: Path, name: str = "kept-ratio"
+) -> list[Path]:
+    """The chosen kept ratio of every layer along the depth of the model; 1 is dense.
+
+    Args:
+        kept: layer → kept ratio, in model order.
+        folder: an existing folder.
+    """
+    axes, save = _canvas(folder, name)
+    layers = list(kept)
+    axes.bar(
+        range(len(layers)),
+        [kept[layer] for layer in layers],
+        color=[_COLOURS[part_of(layer)] for layer in layers],
+    )
+    axes.set_xlabel("layer, in the order of the model")
+    axes.set_ylabel("kept ratio")
+    axes.set_ylim(0, 1.02)
+    axes.set_title("What the search keeps of every layer")
+    _legend(axes, {part_of(layer) for layer in layers})
+    return save()
+
+
+def part_of(layer: str) -> str:
+    """Whether a layer belongs to attention, to the MLP, or to something else, by its name."""
+    kind = layer.rsplit(".", 1)[-1]
+    if kind in _ATTENTION_KINDS or ".attn." in layer:
+        return ATTENTION
+    return MLP if kind in _MLP_KINDS or ".mlp." in layer else OTHER
+
+
+def _canvas(folder: Path, name: str) -> tuple[Axes, Callable[[], list[Path]]]:
+    """Empty axes, and what saves them as `name` in both formats."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+    def save() -> list[Path]:
+        png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+        figure.savefig(png, dpi=150)
+        # Without a date the same search gives the same bytes.
+        figure.savefig(svg, metadata={"Date": None})
+        return [png, svg]
+
+    return axes, save
+
+
+def _legend(axes: Axes, parts: set[str]) -> None:
+    from matplotlib.patches import Patch
+
+    axes.legend(
+        handles=[
+            Patch(color=colour, label=part) for part, colour in _COLOURS.items() if part in parts
+        ],
+        frameon=False,
+    )

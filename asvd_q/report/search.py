@@ -1,0 +1,103 @@
+"""What a rank search leaves behind: ranks to paste into a recipe, its table, its plots."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from asvd_q.files import write_text
+from asvd_q.report.plots import MLP, part_of, plot_kept_ratios, plot_sensitivities
+from asvd_q.report.tables import Table
+from asvd_q.search.ranks import SearchResult
+
+__all__ = ["SEARCH", "search_findings", "search_table", "write_search"]
+
+SEARCH = "search"
+"""Folder of a search inside a run folder."""
+
+
+def write_search(result: SearchResult, folder: Path) -> None:
+    """Write `ranks.yaml`, `search.json` and the plots.
+
+    `ranks.yaml` is a `decompose.ranks` section: a recipe takes it as explicit ranks.
+    """
+    ranks = {"decompose": {"ranks": result.ranks}}
+    write_text(folder / "ranks.yaml", yaml.safe_dump(ranks, sort_keys=False))
+    totals = result.allocation
+    content = {
+        "parameters": totals.parameters,
+        "bytes": totals.bytes,
+        "predicted_loss": totals.loss,
+        "layers": {
+            name: {
+                "rank": candidate.rank,
+                "kept_ratio": result.kept[name],
+                "predicted_loss": candidate.loss,
+                "losses": {str(rank): loss for rank, loss in sorted(result.losses[name].items())},
+            }
+            for name, candidate in totals.chosen.items()
+        },
+    }
+    write_text(folder / "search.json", json.dumps(content, indent=1) + "\n")
+    plot_sensitivities(_curves(result), folder)
+    plot_kept_ratios(result.kept, folder)
+
+
+def search_table(result: SearchResult) -> Table:
+    """One row per layer: what was chosen, and what it is predicted to cost."""
+    rows = tuple(
+        (
+            name,
+            "dense" if candidate.rank is None else str(candidate.rank),
+            f"{result.kept[name]:.3f}",
+            f"{candidate.loss:.5f}",
+            str(len(result.candidates[name])),
+        )
+        for name, candidate in result.allocation.chosen.items()
+    )
+    columns = ("layer", "rank", "kept", "predicted loss", "candidates")
+    return Table("Ranks found by the search", columns, rows)
+
+
+def search_findings(result: SearchResult) -> list[str]:
+    """The two observations of the ASVD paper, checked on this model.
+
+    Its section 3 reports that MLP layers are more sensitive than attention layers, and that
+    early layers can be compressed more.
+    """
+    kept = result.kept
+    mlp = [ratio for name, ratio in kept.items() if part_of(name) == MLP]
+    rest = [ratio for name, ratio in kept.items() if part_of(name) != MLP]
+    names = list(kept)
+    first, last = names[: len(names) // 2], names[len(names) // 2 :]
+    found = []
+    if mlp and rest:
+        found.append(
+            f"kept of MLP layers {_mean(mlp):.3f}, of attention layers {_mean(rest):.3f} (the "
+            "paper: MLP layers are the more sensitive)"
+        )
+    if first and last:
+        early, late = _mean([kept[name] for name in first]), _mean([kept[name] for name in last])
+        found.append(
+            f"kept in the first half of the model {early:.3f}, in the second {late:.3f} (the "
+            "paper: early layers compress more)"
+        )
+    return found
+
+
+def _curves(result: SearchResult) -> dict[str, dict[float, float]]:
+    """Layer → kept ratio → loss as it was measured or predicted."""
+    return {
+        name: {
+            result.kept_ratio(name, candidate): candidate.loss
+            for candidate in candidates
+            if candidate.rank is not None
+        }
+        for name, candidates in result.candidates.items()
+    }
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

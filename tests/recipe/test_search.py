@@ -1,0 +1,62 @@
+"""The `search` section: its targets and what it asks of the rest of a recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from asvd_q.recipe import Recipe, SearchSection
+
+
+def _recipe(**sections: Any) -> Recipe:
+    fields: dict[str, Any] = {
+        "model": {"path": "somewhere"},
+        "calibration": {"corpus": "python-docs"},
+        "decompose": {},
+        "search": {"kept_ratio": 0.8},
+    }
+    return Recipe.model_validate(fields | sections)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("3.2 GiB", int(3.2 * 2**30)), ("900MB", 900 * 10**6), ("12 kib", 12288), ("7 B", 7)],
+)
+def test_size(text: str, expected: int) -> None:
+    assert SearchSection(size=text).size_bytes == expected
+
+
+@pytest.mark.parametrize("text", ["", "3.2", "GiB", "-1 GiB", "3 TiB", "3,2 GiB"])
+def test_size_that_is_none(text: str) -> None:
+    with pytest.raises(ValidationError):
+        SearchSection(size=text)
+
+
+@pytest.mark.parametrize("fields", [{}, {"kept_ratio": 0.5, "size": "1 GiB"}])
+def test_exactly_one_target(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="exactly one target"):
+        SearchSection.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"decompose": None}, "search needs a `decompose` section"),
+        ({"decompose": {"kept_ratio": 0.5}}, "leave kept_ratio and ranks out"),
+        ({"decompose": {"ranks": {"*": 32}}}, "leave kept_ratio and ranks out"),
+        ({"search": None}, "or the recipe a `search` section"),
+        (
+            {"calibration": None, "decompose": {"scaling": "none"}},
+            "search needs a `calibration` section",
+        ),
+    ],
+)
+def test_what_a_search_needs(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        _recipe(**sections)
+
+
+def test_a_search_recipe() -> None:
+    assert _recipe().search == SearchSection(kept_ratio=0.8)
