@@ -59,8 +59,9 @@ def fast_losses(
         windows: int64 (samples, tokens).
         weights: layers inside the blocks.
         section: how to decompose.
-        labels: the corpus' next tokens, or tokens drawn from the model's own distribution; the
-            loss then is the KL divergence, and the first-order term vanishes on average.
+        labels: the corpus' next tokens predict the change of their loss. Tokens drawn from the
+            model's own distribution predict the KL divergence from the dense model; the
+            first-order term, whose expectation is then zero, is left out with its noise.
         seed: of the drawn labels; they do not depend on `batch_size`.
         batch_size: windows per forward pass.
         folder: an existing folder that keeps inputs and bases instead of memory.
@@ -68,8 +69,8 @@ def fast_losses(
 
     Returns:
         Layer → float64 (k + 1,), k = min(out, in): entry r is the loss increase at rank r in nats
-        per predicted token, as `exact_losses` measures it; entry k is 0. A layer that no token
-        reaches is left out.
+        per predicted token, as `exact_losses` measures it with `metric: perplexity` (corpus) or
+        `kl` (sampled); entry k is 0. A layer that no token reaches is left out.
 
     Raises:
         NumericsError: naming a layer whose weight or inputs are not finite.
@@ -112,7 +113,7 @@ def fast_losses(
         block = model.load_block(index)
         with _Projections(block, model.skeleton.block_name(index), bases.take(index)) as probe:
             backward_through_block(model, block, index, inputs.pop(), gradients, probe)
-        found |= probe.result(predicted)
+        found |= probe.result(predicted, first_order=labels == "corpus")
         del block
         progress("sensitivity", total - index, total)
     return {weight.name: found[weight.name] for weight in weights if weight.name in found}
@@ -203,13 +204,15 @@ class _Projections:
             self._first[name] -= d.sum(0)
             self._second[name] += d.square_().sum(0)
 
-    def result(self, tokens: int) -> dict[str, Tensor]:
+    def result(self, tokens: int, *, first_order: bool) -> dict[str, Tensor]:
         """Layer → (k + 1,), as `fast_losses` returns it; `tokens` is the number of losses."""
         losses: dict[str, Tensor] = {}
         for name in self._modules:
-            curve = (self._first[name] + self._second[name] / 2) / tokens
+            curve = self._second[name] / 2
+            if first_order:
+                curve = curve + self._first[name]
             # At the full rank nothing is truncated.
-            losses[name] = torch.cat([curve.flip(0), curve.new_zeros(1)]).cpu()
+            losses[name] = torch.cat([curve.flip(0) / tokens, curve.new_zeros(1)]).cpu()
         return losses
 
 

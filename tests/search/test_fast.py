@@ -30,7 +30,9 @@ def open_model(folder: Path) -> tuple[BlockwiseModel, list[WeightRef]]:
     return model, [ref for ref in model.skeleton.weights if ref.block is not None]
 
 
-def by_autograd(folder: Path, refs: list[WeightRef], labels: Tensor) -> dict[str, Tensor]:
+def by_autograd(
+    folder: Path, refs: list[WeightRef], labels: Tensor, *, first_order: bool = True
+) -> dict[str, Tensor]:
     """mean(d) + ½ mean(d²), token by token and rank by rank, d = g · (Ŵ_r − W) x."""
     plain = plain_model(folder).double().requires_grad_(True)
     seen: dict[str, tuple[Tensor, Tensor]] = {}
@@ -57,7 +59,7 @@ def by_autograd(folder: Path, refs: list[WeightRef], labels: Tensor) -> dict[str
         for rank in range(min(ref.shape) + 1):
             product = truncate(decomposed, rank).product() if rank else torch.zeros_like(weight)
             d = (g * (x @ (product - weight).T)).sum(1)
-            curve.append((d.sum() + d.square().sum() / 2) / labels.numel())
+            curve.append((d.sum() * first_order + d.square().sum() / 2) / labels.numel())
         found[ref.name] = torch.stack(curve)
     return found
 
@@ -83,6 +85,20 @@ def test_prediction_is_its_definition(family: str, batch_size: int, tmp_path: Pa
         assert found[name].dtype == torch.float64
         assert found[name].shape == curve.shape
         assert found[name][-1] == 0
+        error = (found[name] - curve).abs().max() / curve.abs().max()
+        assert float(error) < 1e-4, name
+
+
+def test_sampled_labels_leave_the_first_order_term_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_family("gpt2", tmp_path)
+    model, refs = open_model(folder)
+    monkeypatch.setattr(_Loss, "_draw", lambda self, logits: logits.argmax(-1))
+    with torch.no_grad():
+        labels = plain_model(folder)(WINDOWS, use_cache=False).logits[:, :-1].argmax(-1)
+    found = fast_losses(model, WINDOWS, refs, SECTION, labels="sampled", batch_size=2)
+    for name, curve in by_autograd(folder, refs, labels, first_order=False).items():
         error = (found[name] - curve).abs().max() / curve.abs().max()
         assert float(error) < 1e-4, name
 
@@ -142,10 +158,10 @@ def spearman(one: list[float], two: list[float]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("labels", ["corpus", "sampled"])
-def test_prediction_orders_candidates_as_the_exact_sweep_does(labels: Any) -> None:
+@pytest.mark.parametrize(("labels", "least"), [("corpus", 0.9), ("sampled", 0.98)])
+def test_prediction_orders_candidates_as_the_exact_sweep_does(labels: Any, least: float) -> None:
     model, refs = open_model(WREN)
-    corpus = load_corpus(CorpusSection(source="python-docs"))
+    corpus = load_corpus(CorpusSection(source="python-source"))
     windows = calibration_windows(
         [(corpus, 1.0)], model.source.tokenizer, samples=8, window=256, seed=0
     )
@@ -163,4 +179,4 @@ def test_prediction_orders_candidates_as_the_exact_sweep_does(labels: Any) -> No
     pairs = [
         (loss, float(fast[name][rank])) for name in ranks for rank, loss in exact[name].items()
     ]
-    assert spearman([one for one, _ in pairs], [two for _, two in pairs]) > 0.9
+    assert spearman([one for one, _ in pairs], [two for _, two in pairs]) > least
