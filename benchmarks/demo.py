@@ -5,6 +5,7 @@ Needs no network, no GPU, and nothing that is not in this repository.
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from asvd_q.report.tables import Table, print_table, size
 _ROOT = Path(__file__).resolve().parent.parent
 _RUNS = _ROOT / "runs" / "demo"
 _PROMPT = "Once upon a time there was"
-_ONNX = "export=[{format: onnx}]"
+_COMMON = ("export=[{format: onnx}]", "evaluate.windows=24", "evaluate.dense=false")
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Case:
 
 
 CASES = (
-    Case("dense", "wren-asvd.yaml", ("decompose=null", "calibration=null", "evaluate.dense=false")),
-    Case("ASVD", "wren-asvd.yaml", ("evaluate.dense=false",)),
-    Case("ASVD + RTN 8", "wren-asvd-rtn8.yaml", ("evaluate.dense=false",)),
-    Case("ASVD + RTN 4", "wren-asvd-rtn4.yaml", ("evaluate.dense=false",)),
+    Case("dense", "wren-asvd.yaml", ("search=null", "decompose=null", "calibration=null")),
+    Case("ASVD", "wren-asvd.yaml"),
+    Case("ASVD + RTN 8", "wren-asvd-rtn8.yaml"),
+    Case("ASVD + RTN 4", "wren-asvd-rtn4.yaml"),
 )
 
 
@@ -50,7 +51,7 @@ def main() -> None:
     for case in CASES:
         console.print(f"{case.name}: recipes/{case.recipe} …", highlight=False)
         folder = _RUNS / case.name.lower().replace(" + ", "-").replace(" ", "")
-        overrides = [_ONNX, "evaluate.windows=24", f"output={folder}", *case.overrides]
+        overrides = [*_COMMON, f"output={folder}", *case.overrides, *_known_ranks(records)]
         recipe = load_recipe(_ROOT / "recipes" / case.recipe, overrides)
         records[case.name] = run(recipe, lambda stage, done, total: None, fresh=True)
         opened[case.name] = open_anything(folder / "artefacts" / "onnx")
@@ -63,6 +64,14 @@ def main() -> None:
     pieces = generate_text(opened[last].runner, tokenizer, _PROMPT, max_new_tokens=40)
     console.print(f"\nONNX Runtime, {last}: {''.join(pieces)}", highlight=False, markup=False)
     console.print(f"\n{time.perf_counter() - started:.0f} s; runs and artefacts: {_RUNS}")
+
+
+def _known_ranks(records: dict[str, RunRecord]) -> list[str]:
+    """The ranks that the first search found, so that the recipes after it need not search."""
+    if "ASVD" not in records:
+        return []
+    ranks = {layer.name: layer.rank for layer in records["ASVD"].layers if layer.rank is not None}
+    return ["search=null", f"decompose.ranks={json.dumps(ranks)}"]
 
 
 def _table(records: dict[str, RunRecord], speeds: dict[str, float]) -> Table:

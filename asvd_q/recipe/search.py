@@ -38,8 +38,9 @@ class SearchSection(Section):
     metric: Literal["perplexity", "kl"] = "perplexity"
     """What exact measures: the loss on the corpus, or the divergence from the dense model."""
 
-    labels: Literal["corpus", "sampled"] = "corpus"
-    """What fast differentiates: the corpus' next tokens, or tokens sampled from the model."""
+    labels: Literal["corpus", "sampled"] = "sampled"
+    """What fast differentiates: tokens sampled from the model, which predicts the divergence from
+    the dense model, or the corpus' next tokens, which predicts the loss on that corpus."""
 
     method: Literal["optimal", "strs"] = "optimal"
     """optimal solves the choice exactly; strs cuts the sorted list of candidates, as the paper."""

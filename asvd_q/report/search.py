@@ -35,7 +35,9 @@ def write_search(result: SearchResult, folder: Path) -> None:
                 "rank": candidate.rank,
                 "kept_ratio": result.kept[name],
                 "predicted_loss": candidate.loss,
-                "losses": {str(rank): loss for rank, loss in sorted(result.losses[name].items())},
+                "losses": {
+                    str(rank): loss for rank, loss in sorted(result.losses.get(name, {}).items())
+                },
             }
             for name, candidate in totals.chosen.items()
         },

@@ -92,7 +92,12 @@ def search_ranks(
     candidates = {
         weight.name: make_candidates(
             weight,
-            {rank: losses[weight.name][rank] for rank in ranks[weight.name]},
+            # A layer that no calibration token reaches has no losses: it can only stay dense.
+            {
+                rank: losses[weight.name][rank]
+                for rank in ranks[weight.name]
+                if weight.name in losses
+            },
             dense.layer(weight.name).predicted_bytes,
             partial(layer_bytes, weight, recipe, float_type),
         )
@@ -176,8 +181,9 @@ def _losses(
         progress=progress,
     )
     for weight in weights:
-        curve = predicted[weight.name]
-        cache.add(weight.name, {rank: float(curve[rank]) for rank in ranks[weight.name]})
+        curve = predicted.get(weight.name)
+        if curve is not None:
+            cache.add(weight.name, {rank: float(curve[rank]) for rank in ranks[weight.name]})
     return cache.load()
 
 
