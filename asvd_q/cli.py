@@ -126,12 +126,12 @@ def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOptio
     """What a recipe would do: layers, ranks, bytes, memory, time, exporters. Changes nothing."""
     loaded = _load(recipe, overrides)
     from asvd_q.artefact import available_exporters
-    from asvd_q.preparation import prepare
+    from asvd_q.pipeline import prepare_known
     from asvd_q.report.estimate import estimate
     from asvd_q.report.tables import Table, plan_table, print_table, size
 
-    prepared = prepare(loaded)
-    needed = estimate(loaded, prepared.skeleton, prepared.plan)
+    prepared = prepare_known(loaded)
+    needed = estimate(prepared.recipe, prepared.skeleton, prepared.plan)
     exporters = [_export_outlook(prepared, name) for name in available_exporters()]
     if as_json:
         content = {

@@ -33,7 +33,7 @@ from asvd_q.report.search import SEARCH, write_search
 from asvd_q.search.ranks import SearchResult, search_ranks, with_ranks
 from asvd_q.store import Store, StoreHeader, is_store
 
-__all__ = ["RECIPE_FILE", "export_run", "run", "search"]
+__all__ = ["RECIPE_FILE", "export_run", "prepare_known", "run", "search"]
 
 RECIPE_FILE = "recipe.yaml"
 _LOG_FILE = "log.txt"
@@ -116,6 +116,29 @@ def export_run(folder: Path, section: ExportSection, model: str | None = None) -
     artefact = _export(store, exporter, section, folder, proof_tokens(store.source, [], None))
     _with_artefact(RunRecord.read(folder), artefact).write(folder)
     return artefact
+
+
+def prepare_known(recipe: Recipe) -> Prepared:
+    """A recipe with its ranks taken from a search that has been run; writes nothing.
+
+    Raises:
+        RecipeError: the recipe wants a search, and its sensitivities are not there.
+    """
+    prepared = prepare(recipe)
+    if recipe.search is None:
+        return prepared
+    tokens = read_tokens(prepared)
+    assert tokens.calibration is not None  # the recipe's own check: a search needs calibration
+    result = search_ranks(
+        recipe,
+        prepared.model(),
+        tokens.calibration,
+        prepared.float_type,
+        Path(recipe.output) / SEARCH,
+        lambda stage, done, total: None,
+        known_only=True,
+    )
+    return replace(prepared, recipe=with_ranks(recipe, result.ranks))
 
 
 def _search(prepared: Prepared, tokens: Tokens, folder: Path, progress: Progress) -> SearchResult:

@@ -46,10 +46,7 @@ class Prepared:
             RecipeError: the ranks are still to be searched for.
         """
         if self.recipe.search is not None:
-            raise RecipeError(
-                "the ranks of this recipe come from a search that has not been run: "
-                "`asvd-q search RECIPE` runs it and keeps what it finds"
-            )
+            raise RecipeError("the ranks of this recipe are still to be searched for")
         return make_plan(self.recipe, self.source, self.skeleton, self.float_type)
 
     def model(self) -> BlockwiseModel:

@@ -32,7 +32,6 @@ class LossCache:
         """Args: key: hash of all that the losses depend on."""
         self._key = key
         self._folder = folder / key[:16]
-        make_folder(self._folder)
 
     def load(self) -> dict[str, dict[int, float]]:
         """Everything stored under the key, by layer."""
@@ -44,6 +43,7 @@ class LossCache:
 
     def add(self, layer: str, losses: Mapping[int, float]) -> None:
         """Store a layer's losses beside those it has."""
+        make_folder(self._folder)
         path = self._folder / f"{layer}.json"
         entry = _Entry(key=self._key, losses=self._read(path) | dict(losses))
         write_text(path, entry.model_dump_json() + "\n")

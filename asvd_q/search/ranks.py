@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from asvd_q import __version__
+from asvd_q.errors import RecipeError
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.refs import WeightRef
 from asvd_q.plan import FloatType, Plan, factor_parameters
@@ -70,6 +71,8 @@ def search_ranks(
     float_type: FloatType,
     folder: Path,
     progress: Progress,
+    *,
+    known_only: bool = False,
 ) -> SearchResult:
     """Find out what truncating each layer costs, then spend the target where it costs least.
 
@@ -78,8 +81,10 @@ def search_ranks(
         model: the dense model.
         windows: calibration tokens, int64 (samples, tokens).
         folder: where the sensitivities are kept; an interrupted sweep goes on from there.
+        known_only: run nothing and write nothing.
 
     Raises:
+        RecipeError: `known_only`, and a sensitivity is missing.
         RankError: the target lies outside what the candidates reach.
     """
     search, section = recipe.search, recipe.decompose
@@ -87,7 +92,19 @@ def search_ranks(
     assert section is not None
     weights = [weight for weight in _inside(model) if section.selects(weight.name)]
     ranks = {weight.name: _grid(weight, search, section) for weight in weights}
-    losses = _losses(recipe, model, windows, weights, ranks, folder, progress)
+    cache = LossCache(folder, _key(recipe, model, windows))
+    losses = cache.load()
+    missing = [
+        name for name, wanted in ranks.items() if not set(wanted) <= set(losses.get(name, {}))
+    ]
+    if missing and known_only:
+        raise RecipeError(
+            "the ranks of this recipe come from a search that has not been run: run "
+            "`asvd-q search` on it first"
+        )
+    if missing:
+        _measure(recipe, model, windows, weights, ranks, cache, progress)
+        losses = cache.load()
     dense = _plan(recipe, model, float_type, {})
     candidates = {
         weight.name: make_candidates(
@@ -131,29 +148,20 @@ def _grid(weight: WeightRef, search: SearchSection, section: DecomposeSection) -
     return [rank for rank in multiples if factor_parameters(weight.shape, rank) < whole]
 
 
-def _losses(
+def _measure(
     recipe: Recipe,
     model: BlockwiseModel,
     windows: Tensor,
     weights: list[WeightRef],
     ranks: dict[str, list[int]],
-    folder: Path,
+    cache: LossCache,
     progress: Progress,
-) -> dict[str, dict[int, float]]:
-    """Loss increases from the cache, and from the model for what is missing there."""
+) -> None:
+    """Bring the losses that the cache lacks into it."""
     search, section, calibration = recipe.search, recipe.decompose, recipe.calibration
     assert search is not None
     assert section is not None
     assert calibration is not None
-    cache = LossCache(folder, _key(recipe, model, windows))
-    known = cache.load()
-    missing = [
-        weight
-        for weight in weights
-        if not set(ranks[weight.name]) <= set(known.get(weight.name, {}))
-    ]
-    if not missing:
-        return known
     if search.sensitivity == "exact":
         exact_losses(
             model,
@@ -164,11 +172,11 @@ def _losses(
             batch_size=calibration.batch_size,
             candidates_per_batch=search.candidates_per_batch,
             folder=None,
-            known=known,
+            known=cache.load(),
             on_layer=cache.add,
             progress=progress,
         )
-        return cache.load()
+        return
     predicted = fast_losses(
         model,
         windows,
@@ -184,7 +192,6 @@ def _losses(
         curve = predicted.get(weight.name)
         if curve is not None:
             cache.add(weight.name, {rank: float(curve[rank]) for rank in ranks[weight.name]})
-    return cache.load()
 
 
 def _key(recipe: Recipe, model: BlockwiseModel, windows: Tensor) -> str:

@@ -100,8 +100,17 @@ def test_ranks_come_back_as_a_recipe(folder: Path) -> None:
 
 def test_a_plan_wants_the_search_first(folder: Path) -> None:
     prepared = prepare(_recipe(folder, kept_ratio=0.8))
-    with pytest.raises(RecipeError, match="asvd-q search"):
+    with pytest.raises(RecipeError, match="still to be searched"):
         _ = prepared.plan
+
+
+def test_a_plan_takes_the_ranks_of_a_finished_search(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="run `asvd-q search`"):
+        pipeline.prepare_known(_recipe(tmp_path, kept_ratio=0.8))
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+    found = _search(folder, kept_ratio=0.8)
+    plan = pipeline.prepare_known(_recipe(folder, kept_ratio=0.8)).plan
+    assert plan.ranks == found.ranks
 
 
 def test_run_takes_the_ranks_of_the_search(folder: Path) -> None:
