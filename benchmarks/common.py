@@ -32,6 +32,7 @@ from asvd_q.plan import FloatType, Plan
 from asvd_q.recipe import CorpusSection, Recipe
 from asvd_q.report.tables import Table, print_table
 from asvd_q.search import make_plan
+from asvd_q.search.ranks import search_ranks
 from asvd_q.statistics.corpora import load_corpus
 from asvd_q.statistics.windows import calibration_windows, evaluation_windows
 from asvd_q.store import Store, StoreHeader
@@ -103,22 +104,28 @@ class Bench:
             )
         return self._calibration[key]
 
-    def plan(self, recipe: dict[str, Any]) -> tuple[Recipe, Plan]:
-        """A recipe of `decompose` and `quantize` sections, and its plan for this model."""
-        fields = {"model": {"path": str(self.options.model)}} | recipe
-        fields["calibration"] = {
+    def recipe(self, sections: dict[str, Any]) -> Recipe:
+        """A recipe for this model of `decompose`, `search` and `quantize` sections.
+
+        Its corpus is a stand-in: the calibration tokens are those of the options.
+        """
+        calibration = {
             "corpora": ["python-docs"],
             "window": self.options.window,
             "batch_size": _BATCH,
         }
-        parsed = Recipe.model_validate(fields)
-        return parsed, make_plan(parsed, self.source, self.skeleton, self.float_type)
+        fields = {"model": {"path": str(self.options.model)}, "calibration": calibration}
+        return Recipe.model_validate(fields | sections)
+
+    def plan(self, sections: dict[str, Any]) -> Plan:
+        """The plan of a recipe with explicit ranks."""
+        return make_plan(self.recipe(sections), self.source, self.skeleton, self.float_type)
 
     def compress(
         self, recipe: dict[str, Any], folder: Path, calibration: Sequence[str] | None = None
     ) -> Store:
         """Carry out a recipe on the calibration tokens; the store lies in `folder`."""
-        parsed, plan = self.plan(recipe)
+        parsed, plan = self.recipe(recipe), self.plan(recipe)
         header = StoreHeader(
             key="benchmark", asvd_q=__version__, source=self.source.identity, plan=plan
         )
@@ -131,6 +138,23 @@ class Bench:
             progress=lambda stage, done, total: None,
         )
         return Store.open(folder, self.source)
+
+    def searched_ranks(self, recipe: dict[str, Any], folder: Path) -> dict[str, int]:
+        """The ranks that a recipe's `search` section finds on the calibration tokens.
+
+        Args:
+            folder: keeps the sensitivities, so that another target repeats no work.
+        """
+        parsed = self.recipe(recipe)
+        result = search_ranks(
+            parsed,
+            BlockwiseModel(self.source, skeleton=self.skeleton),
+            self.calibration(),
+            self.float_type,
+            folder,
+            lambda stage, done, total: None,
+        )
+        return result.ranks
 
     def perplexities(self, replaced: Replaced | None = None) -> dict[str, float]:
         """Perplexity per corpus, of the dense model or of a store's `replaced`."""

@@ -4,12 +4,14 @@ Claim: plain SVD, ASVD (abs_mean, α ½) and SVD-LLM's whitening, at one ratio f
 rank multiple 1, give the perplexities that an independent float64 computation gives for the same
 procedures; the recipes' default stands beside them at the same number of parameters.
 
-    python -m benchmarks.uniform --data DIR [--ratios 0.9,0.8] [--json FILE]
+    python -m benchmarks.uniform --data DIR [--ratios 0.9,0.8] [--methods SVD,default]
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from asvd_q.report.tables import Table
@@ -22,9 +24,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "SVD": {"scaling": "none"},
     "ASVD": {"scaling": "abs_mean", "alpha": 0.5},
     "whitening": {"scaling": "whitening"},
-    "default": {},
 }
-"""Method → its `decompose` settings; the default is whatever a recipe gets that says nothing."""
+"""Published procedure → its `decompose` settings."""
+
+DEFAULT = "default"
+"""What the recipes do: whitening, with ranks that the search finds for the same parameter count."""
 
 
 def _floored_ranks(bench: Bench, ratio: float) -> dict[str, int]:
@@ -36,23 +40,38 @@ def _floored_ranks(bench: Bench, ratio: float) -> dict[str, int]:
     }
 
 
+def _searched_ranks(bench: Bench, uniform: dict[str, int], folder: Path) -> dict[str, int]:
+    """Ranks from the search that together have no more parameters than the uniform ones."""
+    kept = bench.plan({"decompose": {"ranks": uniform}}).kept_ratio
+    sections = {"decompose": {"rank_multiple": 1}, "search": {"kept_ratio": kept}}
+    return bench.searched_ranks(sections, folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--ratios", default="0.9,0.8,0.7,0.6,0.5,0.4", help="nominal kept ratios")
+    parser.add_argument("--methods", default=",".join([*METHODS, DEFAULT]))
     options = parse_options(__doc__ or "", parser)
-    ratios = [float(ratio) for ratio in options.ratios.split(",")]
     bench = Bench(options)
-    points = [{"method": "dense", "kept_ratio": 1.0, "perplexity": bench.perplexities()}]
-    for ratio in ratios:
-        for method, settings in METHODS.items():
-            section = settings | {"ranks": _floored_ranks(bench, ratio)}
-            kept, perplexity = bench.compressed_perplexities({"decompose": section})
-            points.append({"method": method, "kept_ratio": kept, "perplexity": perplexity})
+    points: list[dict[str, Any]] = [
+        {"method": "dense", "kept_ratio": 1.0, "perplexity": bench.perplexities()}
+    ]
+    with tempfile.TemporaryDirectory() as cache:
+        for ratio in map(float, options.ratios.split(",")):
+            uniform = _floored_ranks(bench, ratio)
+            for method in options.methods.split(","):
+                settings = METHODS.get(method, {})
+                ranks = uniform
+                if method == DEFAULT:
+                    ranks = _searched_ranks(bench, uniform, Path(cache))
+                section = settings | {"ranks": ranks}
+                kept, perplexity = bench.compressed_perplexities({"decompose": section})
+                points.append({"method": method, "kept_ratio": kept, "perplexity": perplexity})
     rows = tuple(
         (
             str(point["method"]),
             f"{point['kept_ratio']:.4f}",
-            *(f"{value:.3f}" for value in point["perplexity"].values()),  # type: ignore[attr-defined]
+            *(f"{value:.3f}" for value in point["perplexity"].values()),
         )
         for point in points
     )
