@@ -75,8 +75,7 @@ def export_store(
         ExportError: the format cannot hold the store.
         ParityError: the artefact is not what the store is.
     """
-    done = tuple(record.as_plan() for record in store.records())
-    require_expressible(exporter, store.plan.model_copy(update={"layers": done}))
+    require_expressible(exporter, store.finished_plan)
     target = run_folder / ARTEFACTS / name
     make_folder(target.parent)
     resolved = exporter.options_model.model_validate(dict(options)).model_dump(mode="json")

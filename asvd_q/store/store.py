@@ -137,6 +137,12 @@ class Store:
         return self.header.plan
 
     @property
+    def finished_plan(self) -> Plan:
+        """What was done, which may be less than was planned: a layer can have stayed dense."""
+        layers = tuple(record.as_plan() for record in self.records())
+        return self.plan.model_copy(update={"layers": layers})
+
+    @property
     def key(self) -> str:
         return self.header.key
 

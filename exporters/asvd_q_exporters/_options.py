@@ -10,10 +10,9 @@ from asvd_q.artefact import ParityBounds
 from asvd_q.plan import FLOAT_BYTES, FloatType, store_bytes
 
 if TYPE_CHECKING:
-    from asvd_q.plan import LayerPlan, Plan
-    from asvd_q.store import Store
+    from asvd_q.plan import LayerPlan
 
-__all__ = ["KERNEL_BOUNDS", "CheckpointOptions", "coarsest", "finished_plan", "float_bytes"]
+__all__ = ["KERNEL_BOUNDS", "CheckpointOptions", "coarsest", "float_bytes"]
 
 KERNEL_BOUNDS: dict[FloatType, ParityBounds] = {
     "float32": ParityBounds(relative_error=5e-3, kl=1e-4, agreement=0.97),
@@ -61,12 +60,6 @@ def float_bytes(layer: LayerPlan, dtype: FloatType | None) -> int:
         return numel * FLOAT_BYTES["bfloat16"]
     codes = sum(store_bytes(shapes[slot], spec, "float16") for slot, spec in quantized.items())
     return layer.predicted_bytes - codes
-
-
-def finished_plan(store: Store) -> Plan:
-    """What was done, which may be less than was planned: a layer can have stayed dense."""
-    layers = tuple(record.as_plan() for record in store.records())
-    return store.plan.model_copy(update={"layers": layers})
 
 
 def coarsest(*types: FloatType | None) -> FloatType:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from asvd_q import __version__
 from asvd_q_exporters._checkpoint import MODULES
-from asvd_q_exporters._options import finished_plan
 from asvd_q_exporters.gptq.refusals import common_spec
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def quantization_config(store: Store, *, act_order: bool) -> dict[str, Any]:
     Args:
         act_order: whether the columns of any matrix were grouped in another order.
     """
-    spec = common_spec(finished_plan(store))
+    spec = common_spec(store.finished_plan)
     assert spec is not None
     config: dict[str, Any] = {
         "quant_method": "gptq",

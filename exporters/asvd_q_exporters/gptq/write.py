@@ -10,7 +10,6 @@ import torch
 from asvd_q.errors import ExportError
 from asvd_q.quantization import TORCH_TYPES, QuantizedWeight
 from asvd_q_exporters._checkpoint import MatrixFormat, write_checkpoint, write_json
-from asvd_q_exporters._options import finished_plan
 from asvd_q_exporters.gptq.config import quantization_config
 from asvd_q_exporters.gptq.layout import packed_layout
 from asvd_q_exporters.gptq.pack import pack_weight
@@ -35,7 +34,7 @@ def write_artefact(
     Raises:
         ExportError: there are refusals; the first one is the message.
     """
-    common = common_spec(finished_plan(store))
+    common = common_spec(store.finished_plan)
     if refusals or common is None:
         raise ExportError(str(refusals[0]))
     chosen = float_type or store.float_type

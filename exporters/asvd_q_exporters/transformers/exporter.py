@@ -13,7 +13,6 @@ from asvd_q_exporters._options import (
     KERNEL_BOUNDS,
     CheckpointOptions,
     coarsest,
-    finished_plan,
     float_bytes,
 )
 from asvd_q_exporters._runner import quiet
@@ -81,7 +80,7 @@ class TransformersExporter:
         """
         from asvd_q_exporters.transformers.write import write_artefact
 
-        refusals = self.can_express(finished_plan(store))
+        refusals = self.can_express(store.finished_plan)
         write_artefact(store, folder, refusals, self.float_type)
 
     def open(self, folder: Path) -> TorchRunner:
