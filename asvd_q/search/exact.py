@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from asvd_q.decomposition import Spectrum
 from asvd_q.errors import ModelError, NumericsError, RankError
-from asvd_q.metrics import kl_divergence, token_nll
 from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import Site, WeightRef
 from asvd_q.recipe import DecomposeSection
+from asvd_q.search.replay import TruncatedLayer
+from asvd_q.search.scoring import Mean, Metric, Score
 from asvd_q.search.spectra import decomposing
 from asvd_q.statistics.fisher import fisher_information
 
-__all__ = ["Metric", "exact_losses"]
-
-Metric = Literal["perplexity", "kl"]
+__all__ = ["exact_losses"]
 
 Progress = Callable[[str, int, int], None]
-
-_SLICE = 2**18
-"""Logits that are measured at a time."""
 
 
 @torch.no_grad()
@@ -118,7 +112,7 @@ class _Sweep:
             return found
         fisher = self._fisher(pending)
         with self.model.outside() as outside:
-            score = _Score(self.model, outside, self.batches, self.metric, self._dense(outside))
+            score = Score(self.model, outside, self.batches, self.metric, self._dense(outside))
             hidden = self._embed(outside)
             for index in range(max(pending) + 1):
                 block = self.model.load_block(index)
@@ -132,7 +126,7 @@ class _Sweep:
                         outputs.append(self.model.run_block(block, index, hidden[position]))
                 for ref in refs:
                     if ref.name in spectra:
-                        changed = _Changed(self.model, block, index, ref, sites)
+                        changed = TruncatedLayer(self.model, block, index, ref, sites)
                         losses = self._layer(
                             changed, spectra.pop(ref.name), missing[ref.name], hidden, score
                         )
@@ -146,11 +140,11 @@ class _Sweep:
 
     def _layer(
         self,
-        changed: _Changed,
+        changed: TruncatedLayer,
         spectrum: Spectrum,
         ranks: Sequence[int],
         hidden: HiddenStates,
-        score: _Score,
+        score: Score,
     ) -> dict[int, float]:
         """Losses of one layer. Entries of `states` are (chunk · windows, tokens, hidden)."""
         step = self.candidates_per_batch
@@ -164,7 +158,7 @@ class _Sweep:
             block = self.model.load_block(index)
             for entry in range(len(states)):
                 states[entry] = self.model.run_block(block, index, states[entry])
-        means = {rank: _Mean() for rank in ranks}
+        means = {rank: Mean() for rank in ranks}
         for position in range(len(hidden)):
             for number, chunk in enumerate(chunks):
                 parts = states[position * len(chunks) + number].chunk(len(chunk))
@@ -232,180 +226,3 @@ class _Sweep:
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         return HiddenStates(folder)
-
-
-class _Changed:
-    """A block with one of its layers truncated."""
-
-    def __init__(
-        self,
-        model: BlockwiseModel,
-        block: nn.Module,
-        index: int,
-        ref: WeightRef,
-        sites: Sequence[Site],
-    ) -> None:
-        """Args: sites: all of the block's."""
-        self.model = model
-        self.block = block
-        self.index = index
-        self._prefix = model.skeleton.block_name(index) + "."
-        self._name = ref.name
-        self._names = [name for site in sites for name in site.modules]
-        self._siblings = next(site.modules for site in sites if ref.module in site.modules)
-
-    def run(self, hidden: Tensor, left: Tensor, ranks: Sequence[int]) -> Iterator[Tensor]:
-        """Outputs of the block, rank by rank, for inputs (windows, tokens, hidden).
-
-        The layer's weight becomes U_r U_rᵀ W, so its output y (without the bias) becomes
-        U_r U_rᵀ y. Layers that cannot tell the difference, those called before it and those
-        with the same input, give the outputs that they gave to the dense block.
-        """
-        recorded = self._record(hidden)
-        output = recorded.pop(self._name)
-        bias = cast(Tensor | None, self._module(self._name).bias)
-        dtype = torch.promote_types(output.dtype, torch.float32)
-        y = output.to(dtype) if bias is None else output.to(dtype) - bias.to(dtype)
-        left = left.to(dtype)
-        projected = y @ left
-        for rank in ranks:
-            truncated = projected[..., :rank] @ left[:, :rank].T
-            if bias is not None:
-                truncated += bias
-            with _answering(
-                {self._module(name): value for name, value in recorded.items()}
-                | {self._module(self._name): truncated.to(output.dtype)}
-            ):
-                yield self.model.run_block(self.block, self.index, hidden)
-
-    def _record(self, hidden: Tensor) -> dict[str, Tensor]:
-        """Dense outputs of the layer and of those whose inputs do not depend on it."""
-        seen: dict[str, Tensor] = {}
-        repeated: set[str] = set()
-
-        def note(name: str) -> Any:
-            def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-                if name in seen:
-                    repeated.add(name)
-                seen[name] = output
-
-            return hook
-
-        handles = [self._module(name).register_forward_hook(note(name)) for name in self._names]
-        try:
-            self.model.run_block(self.block, self.index, hidden)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if self._name in repeated:
-            raise ModelError(f"{self._name} runs twice in one pass, which the search cannot vary")
-        before = list(seen)[: list(seen).index(self._name) + 1]
-        kept = (set(before) | set(self._siblings)) - repeated
-        return {name: output for name, output in seen.items() if name in kept}
-
-    def _module(self, name: str) -> nn.Module:
-        return self.block.get_submodule(name.removeprefix(self._prefix))
-
-
-@contextmanager
-def _answering(answers: Mapping[nn.Module, Tensor]) -> Iterator[None]:
-    """Modules return given outputs inside the context, and compute nothing."""
-
-    def answer(output: Tensor) -> Callable[..., Tensor]:
-        return lambda *args: output
-
-    for module, output in answers.items():
-        vars(module)["forward"] = answer(output)
-    try:
-        yield
-    finally:
-        for module in answers:
-            del vars(module)["forward"]
-
-
-class _Score:
-    """The metric, against the dense model.
-
-    Attributes:
-        dense: the dense model's own value.
-    """
-
-    def __init__(
-        self,
-        model: BlockwiseModel,
-        outside: nn.Module,
-        batches: Sequence[Tensor],
-        metric: Metric,
-        hidden: HiddenStates,
-    ) -> None:
-        """Args: hidden: what enters the dense model's head."""
-        self._model = model
-        self._outside = outside
-        self._batches = batches
-        self._hidden: HiddenStates | None = None
-        self.dense = 0.0
-        if metric == "kl":
-            self._hidden = hidden
-        else:
-            mean = _Mean()
-            for position in range(len(batches)):
-                mean.add(next(self.of(position, [hidden[position]])))
-            self.dense = mean.value
-
-    def of(self, position: int, candidates: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Values (windows, tokens − 1) of candidates' last hidden states, for one batch."""
-        batch = self._batches[position]
-        reference: list[Tensor] | None = None
-        if self._hidden is not None:
-            reference = [self._logits(window) for window in self._hidden[position]]
-        for hidden in candidates:
-            # A window at a time: logits of a whole batch can be larger than the model.
-            values = []
-            for number, window in enumerate(hidden):
-                logits = self._logits(window)
-                if reference is None:
-                    values.append(_in_slices(token_nll, logits, batch[number, None], overlap=1))
-                else:
-                    dense = reference[number][:, :-1]
-                    values.append(_in_slices(kl_divergence, dense, logits[:, :-1], overlap=0))
-            yield torch.cat(values)
-
-    def _logits(self, window: Tensor) -> Tensor:
-        return self._model.logits(self._outside, window[None])
-
-
-def _in_slices(
-    measure: Callable[[Tensor, Tensor], Tensor], one: Tensor, two: Tensor, *, overlap: int
-) -> Tensor:
-    """A measure of (1, tokens, …) tensors, a few tokens at a time.
-
-    Four times as fast on a CPU, where the float64 copies then stay in cache.
-
-    Args:
-        overlap: how many tokens more than values the measure takes.
-    """
-    count = one.shape[1] - overlap
-    step = max(_SLICE // one.shape[-1], 1) if one.device.type == "cpu" else count
-    return torch.cat(
-        [
-            measure(one[:, start : start + step + overlap], two[:, start : start + step + overlap])
-            for start in range(0, count, step)
-        ],
-        dim=1,
-    )
-
-
-class _Mean:
-    """Mean of all values added."""
-
-    def __init__(self) -> None:
-        self._total = 0.0
-        self._count = 0
-
-    def add(self, values: Tensor) -> None:
-        self._total += float(values.double().sum())
-        self._count += values.numel()
-
-    @property
-    def value(self) -> float:
-        return self._total / self._count
