@@ -17,6 +17,7 @@ __all__ = [
     "folder_bytes",
     "make_folder",
     "require_disk",
+    "scratch_folder",
     "sha256",
     "write_text",
 ]
@@ -75,6 +76,17 @@ def make_folder(folder: Path) -> None:
             f"cannot write to the output folder {folder}: {error.strerror or error}; "
             "choose another with `output`"
         ) from error
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder for what only the block needs; afterwards it is gone, error or not."""
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
+    make_folder(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_disk(folder: Path, needed: int) -> None:

@@ -22,7 +22,7 @@ from asvd_q.evaluation.quality import Quality, TokenWindows, compare_quality, ev
 from asvd_q.evaluation.runners import model_runner
 from asvd_q.evaluation.texts import proof_tokens
 from asvd_q.exporting import ARTEFACTS, export_store, make_exporter
-from asvd_q.files import make_folder, require_disk, write_text
+from asvd_q.files import make_folder, require_disk, scratch_folder, write_text
 from asvd_q.opening import STORE, open_run_store
 from asvd_q.preparation import Prepared, Tokens, prepare, read_tokens, require_exports
 from asvd_q.quantization import TORCH_TYPES
@@ -216,12 +216,8 @@ def _scratch(prepared: Prepared, folder: Path) -> Iterator[Path | None]:
     if section is None or section.hidden_states == "memory":
         yield None
         return
-    scratch = folder / _SCRATCH
-    make_folder(scratch)
-    try:
+    with scratch_folder(folder / _SCRATCH) as scratch:
         yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _store_key(prepared: Prepared, windows: Tensor | None) -> str:

@@ -14,6 +14,7 @@ from asvd_q.files import (
     folder_bytes,
     make_folder,
     require_disk,
+    scratch_folder,
     sha256,
     write_text,
 )
@@ -108,3 +109,19 @@ def test_bytes_and_hash(tmp_path: Path) -> None:
     (tmp_path / "sub" / "b").write_bytes(b"678")
     assert folder_bytes(tmp_path) == 8
     assert sha256(tmp_path / "a") == hashlib.sha256(b"12345").hexdigest()
+
+
+def test_a_scratch_folder_starts_empty_and_does_not_stay(tmp_path: Path) -> None:
+    left = tmp_path / "scratch" / "left"
+    left.parent.mkdir()
+    left.touch()
+
+    def fail() -> None:
+        with scratch_folder(tmp_path / "scratch") as folder:
+            assert names(folder) == []
+            (folder / "new").touch()
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        fail()
+    assert names(tmp_path) == []

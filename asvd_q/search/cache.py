@@ -38,20 +38,20 @@ class LossCache:
         return {
             path.stem: losses
             for path in sorted(self._folder.glob("*.json"))
-            if (losses := self._read(path))
+            if (losses := self._read(path)) is not None
         }
 
     def add(self, layer: str, losses: Mapping[int, float]) -> None:
-        """Store a layer's losses beside those it has."""
+        """Store a layer's losses beside those it has; none at all for one that has none."""
         make_folder(self._folder)
         path = self._folder / f"{layer}.json"
-        entry = _Entry(key=self._key, losses=self._read(path) | dict(losses))
+        entry = _Entry(key=self._key, losses=(self._read(path) or {}) | dict(losses))
         write_text(path, entry.model_dump_json() + "\n")
 
-    def _read(self, path: Path) -> dict[int, float]:
-        """One layer's losses; none where the file is missing, damaged or of another key."""
+    def _read(self, path: Path) -> dict[int, float] | None:
+        """One layer's losses; None where the file is missing, damaged or of another key."""
         try:
             entry = _Entry.model_validate_json(path.read_bytes())
         except (FileNotFoundError, ValidationError):
-            return {}
-        return entry.losses if entry.key == self._key else {}
+            return None
+        return entry.losses if entry.key == self._key else None

@@ -21,6 +21,12 @@ def test_ranks_are_added_to_those_there(tmp_path: Path) -> None:
     assert cache.load() == {_LAYER: {8: 0.25, 16: 0.125}}
 
 
+def test_a_layer_without_losses_is_remembered(tmp_path: Path) -> None:
+    cache = LossCache(tmp_path, "a" * 64)
+    cache.add(_LAYER, {})
+    assert cache.load() == {_LAYER: {}}
+
+
 def test_another_key_sees_nothing(tmp_path: Path) -> None:
     LossCache(tmp_path, "a" * 64).add(_LAYER, {8: 0.25})
     assert LossCache(tmp_path, "b" * 64).load() == {}

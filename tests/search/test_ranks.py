@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from asvd_q import pipeline
@@ -45,7 +46,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*args: object, **kwargs: object) -> None:
         raise AssertionError("the sweep was repeated")
 
-    monkeypatch.setattr("asvd_q.search.ranks.fast_losses", forbidden)
+    monkeypatch.setattr("asvd_q.search.sensitivities.fast_losses", forbidden)
 
 
 @pytest.mark.usefixtures("no_model")
@@ -124,6 +125,75 @@ def test_run_takes_the_ranks_of_the_search(folder: Path) -> None:
     assert resolved.search is None
     assert resolved.decompose is not None
     assert resolved.decompose.ranks == found.ranks
+
+
+def test_layers_must_be_left_to_search(tmp_path: Path) -> None:
+    section = {"exclude": ["*"]}
+    recipe = load_recipe(write_recipe(tmp_path, decompose=section, search={"kept_ratio": 0.9}))
+    with pytest.raises(RecipeError, match=r"decompose\.include and decompose\.exclude"):
+        pipeline.search(recipe, _silent)
+
+
+_NARROW = {"include": ["*.0.*.k_proj", "*.5.*.up_proj"], "rank_multiple": 8}
+"""Two layers of the first and the last block."""
+
+
+def _hidden_states(folder: Path, place: str, **search: Any) -> Recipe:
+    calibration = {"corpus": "python-docs", "samples": 2, "window": 32, "hidden_states": place}
+    folder.mkdir(exist_ok=True)
+    return load_recipe(
+        write_recipe(
+            folder,
+            calibration=calibration,
+            decompose=_NARROW,
+            search={"kept_ratio": 0.99, "ratios": [0.5], **search},
+        )
+    )
+
+
+@pytest.mark.parametrize("sensitivity", ["fast", "exact"])
+def test_hidden_states_on_disk_give_the_same_losses(tmp_path: Path, sensitivity: str) -> None:
+    found = {
+        place: pipeline.search(
+            _hidden_states(tmp_path / place, place, sensitivity=sensitivity), _silent
+        ).losses
+        for place in ("memory", "disk")
+    }
+    assert found["disk"] == found["memory"]
+    assert not (tmp_path / "disk/run/search/scratch").exists()
+
+
+@pytest.mark.parametrize("sensitivity", ["fast", "exact"])
+def test_hidden_states_are_removed_after_an_error(tmp_path: Path, sensitivity: str) -> None:
+    written: list[int] = []
+
+    def fail(stage: str, done: int, total: int) -> None:
+        if stage == "sensitivity":
+            written.append(len(list((tmp_path / "run/search/scratch").rglob("*.bin"))))
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        pipeline.search(_hidden_states(tmp_path, "disk", sensitivity=sensitivity), fail)
+    assert written[0] > 0
+    assert not (tmp_path / "run/search/scratch").exists()
+
+
+def test_a_layer_that_no_token_reaches_stays_dense_and_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached = "model.layers.0.self_attn.k_proj"
+    calls: list[int] = []
+
+    def one_layer(*args: object, **kwargs: object) -> dict[str, Any]:
+        calls.append(1)
+        return {reached: torch.linspace(0.1, 0, 129)}
+
+    monkeypatch.setattr("asvd_q.search.sensitivities.fast_losses", one_layer)
+    recipe = _hidden_states(tmp_path, "memory", kept_ratio=0.97)
+    first, second = (pipeline.search(recipe, _silent) for _ in range(2))
+    assert calls == [1]
+    assert list(first.ranks) == [reached]
+    assert first.ranks == second.ranks
 
 
 def test_an_interrupted_exact_sweep_goes_on(tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""What every part of a search reads, and the key of what it keeps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asvd_q import __version__
+from asvd_q.errors import RecipeError
+from asvd_q.files import scratch_folder
+from asvd_q.models.blockwise import BlockwiseModel
+from asvd_q.models.refs import WeightRef
+from asvd_q.recipe import CalibrationSection, DecomposeSection, Recipe, SearchSection
+
+__all__ = ["Progress", "SearchContext"]
+
+Progress = Callable[[str, int, int], None]
+
+_SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class SearchContext:
+    """A recipe that searches, the model and the tokens it searches with, and its folder.
+
+    Attributes:
+        recipe: with `search`, `decompose` and `calibration` sections.
+        model: the dense model.
+        windows: calibration tokens, int64 (samples, tokens).
+        folder: what is measured is kept in it.
+        known_only: run nothing and write nothing.
+    """
+
+    recipe: Recipe
+    model: BlockwiseModel
+    windows: Tensor
+    folder: Path
+    progress: Progress
+    known_only: bool = False
+
+    @property
+    def search(self) -> SearchSection:
+        assert self.recipe.search is not None
+        return self.recipe.search
+
+    @property
+    def section(self) -> DecomposeSection:
+        assert self.recipe.decompose is not None
+        return self.recipe.decompose
+
+    @property
+    def calibration(self) -> CalibrationSection:
+        assert self.recipe.calibration is not None
+        return self.recipe.calibration
+
+    @cached_property
+    def weights(self) -> list[WeightRef]:
+        """The layers to search ranks for, in model order."""
+        return [
+            weight
+            for weight in self.model.skeleton.weights
+            if weight.block is not None and self.section.selects(weight.name)
+        ]
+
+    @contextmanager
+    def running(self) -> Iterator[Path | None]:
+        """Surrounds whatever runs the model.
+
+        Yields:
+            A folder for hidden states, gone afterwards, if the recipe wants them on disk.
+
+        Raises:
+            RecipeError: nothing may be run.
+        """
+        if self.known_only:
+            raise RecipeError(
+                "the ranks of this recipe come from a search that has not been run: run "
+                "`asvd-q search` on it first"
+            )
+        if self.calibration.hidden_states == "memory":
+            yield None
+            return
+        with scratch_folder(self.folder / _SCRATCH) as scratch:
+            yield scratch
+
+    def key(self, **content: Any) -> str:
+        """Hash of model, tokens, decomposition and whatever else a measured value depends on.
+
+        The target is no part of it, nor are the ranks that are asked for.
+        """
+        everything = {
+            "asvd_q": __version__,
+            "torch": torch.__version__,
+            "device": self.model.device.type,
+            "dtype": str(self.model.dtype),
+            "weights": self.model.source.identity.weights_sha256,
+            "tokens": hashlib.sha256(self.windows.numpy().tobytes()).hexdigest(),
+            "scaling": self.section.model_dump(include={"scaling", "alpha", "damping"}),
+            **content,
+        }
+        return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
