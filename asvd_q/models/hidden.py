@@ -23,6 +23,14 @@ class HiddenStates:
         self._memory: list[Tensor] = []
         self._layout: list[tuple[torch.Size, torch.dtype]] = []
 
+    @classmethod
+    def named(cls, folder: Path | None, name: str) -> HiddenStates:
+        """In a folder of this name below `folder`; new ones take the place of old ones."""
+        if folder is None:
+            return cls()
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        return cls(folder / name)
+
     def __len__(self) -> int:
         return len(self._layout)
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from asvd_q.decomposition import Spectrum
-from asvd_q.errors import ModelError, NumericsError, RankError
+from asvd_q.errors import NumericsError
 from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import Site, WeightRef
 from asvd_q.recipe import DecomposeSection
+from asvd_q.search.layers import layers_by_block
 from asvd_q.search.replay import TruncatedLayer
 from asvd_q.search.scoring import Mean, Metric, Score
 from asvd_q.search.spectra import decomposing
@@ -106,7 +107,7 @@ class _Sweep:
             name: [rank for rank in sorted(set(wanted)) if rank not in found[name]]
             for name, wanted in ranks.items()
         }
-        pending = self._pending(missing)
+        pending = layers_by_block(self.model, missing)
         layers, done = sum(map(len, pending.values())), 0
         if not layers:
             return found
@@ -118,7 +119,7 @@ class _Sweep:
                 block = self.model.load_block(index)
                 refs = pending.get(index, [])
                 sites = self._sites(block, index, hidden) if refs else []
-                outputs = self._states(f"dense-{index % 2}")
+                outputs = HiddenStates.named(self.folder, f"dense-{index % 2}")
                 with decomposing(
                     self.model, block, index, sites, refs, self.section, fisher
                 ) as spectra:
@@ -149,7 +150,7 @@ class _Sweep:
         """Losses of one layer. Entries of `states` are (chunk · windows, tokens, hidden)."""
         step = self.candidates_per_batch
         chunks = [ranks[start : start + step] for start in range(0, len(ranks), step)]
-        states = self._states("candidates")
+        states = HiddenStates.named(self.folder, "candidates")
         for position in range(len(hidden)):
             outputs = changed.run(hidden[position], spectrum.left, ranks)
             for chunk in chunks:
@@ -170,22 +171,6 @@ class _Sweep:
                 raise NumericsError(f"{spectrum.name}: at rank {rank} the model's loss is {loss}")
         return losses
 
-    def _pending(self, missing: Mapping[str, Sequence[int]]) -> dict[int, list[WeightRef]]:
-        """Block → its layers that are to be measured."""
-        refs = {ref.name: ref for ref in self.model.skeleton.weights if ref.block is not None}
-        pending: dict[int, list[WeightRef]] = {}
-        for name, ranks in missing.items():
-            if name not in refs:
-                raise ModelError(f"the sensitivity of {name} is wanted: no block has that layer")
-            most = min(refs[name].shape)
-            for rank in ranks:
-                if not 1 <= rank <= most:
-                    raise RankError(f"{name}: rank {rank} is outside 1 … {most}")
-            block = refs[name].block
-            if ranks and block is not None:
-                pending.setdefault(block, []).append(refs[name])
-        return pending
-
     def _sites(self, block: nn.Module, index: int, hidden: HiddenStates) -> list[Site]:
         names = {ref.name for ref in self.model.skeleton.weights if ref.block == index}
         return find_sites(self.model, block, index, hidden[0][:1], names)
@@ -197,7 +182,7 @@ class _Sweep:
         return fisher_information(self.model, self.windows, weights, folder=self.folder)
 
     def _embed(self, outside: nn.Module) -> HiddenStates:
-        hidden = self._states("dense-1")
+        hidden = HiddenStates.named(self.folder, "dense-1")
         for batch in self.batches:
             hidden.append(self.model.embed(outside, batch))
         # Blocks can be run on the shapes that were embedded: candidates are stacked, and sites
@@ -210,7 +195,7 @@ class _Sweep:
 
     def _dense(self, outside: nn.Module) -> HiddenStates:
         """What enters the head of the dense model."""
-        hidden = self._states("dense-last")
+        hidden = HiddenStates.named(self.folder, "dense-last")
         for batch in self.batches:
             hidden.append(self.model.embed(outside, batch))
         for index in range(len(self.model)):
@@ -218,11 +203,3 @@ class _Sweep:
             for position in range(len(hidden)):
                 hidden[position] = self.model.run_block(block, index, hidden[position])
         return hidden
-
-    def _states(self, name: str) -> HiddenStates:
-        """Hidden states under a name; new ones take the place of old ones."""
-        if self.folder is None:
-            return HiddenStates()
-        folder = self.folder / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return HiddenStates(folder)

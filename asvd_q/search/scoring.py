@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -49,7 +49,7 @@ class Score:
                 mean.add(next(self.of(position, [hidden[position]])))
             self.dense = mean.value
 
-    def of(self, position: int, candidates: Sequence[Tensor]) -> Iterator[Tensor]:
+    def of(self, position: int, candidates: Iterable[Tensor]) -> Iterator[Tensor]:
         """Values (windows, tokens − 1) of candidates' last hidden states, for one batch."""
         batch = self._batches[position]
         reference: list[Tensor] | None = None

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from asvd_q.decomposition import Spectrum, spectrum
 from asvd_q.decomposition.choice import make_scaling
 from asvd_q.errors import NumericsError
-from asvd_q.models.blockwise import BlockwiseModel
+from asvd_q.models.blockwise import BlockwiseModel, find_sites
+from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import Site, WeightRef
 from asvd_q.recipe import DecomposeSection
 from asvd_q.statistics.collectors import SiteCollector, SiteStatistics, collecting
 
-__all__ = ["decomposing"]
+__all__ = ["decomposing", "spectra_by_block"]
 
 
 @contextmanager
@@ -63,6 +64,36 @@ def decomposing(
         for name in site.modules:
             if name in refs:
                 found[name] = _spectrum(model, refs[name], section, statistics, fisher.get(name))
+
+
+def spectra_by_block(
+    model: BlockwiseModel,
+    hidden: HiddenStates,
+    weights: Sequence[WeightRef],
+    section: DecomposeSection,
+    fisher: Mapping[str, Tensor],
+) -> Iterator[tuple[int, nn.Module, dict[str, Spectrum]]]:
+    """Run the dense model from block to block and decompose each block's layers.
+
+    Args:
+        hidden: what enters the first block; every entry is replaced by what leaves the block
+            that was yielded. Single windows of their length have been embedded too.
+        weights: layers inside the blocks.
+        fisher: layer → (in,), for `scaling: fisher`.
+
+    Yields:
+        Index, the loaded block, layer → spectrum as `decomposing` gives it.
+    """
+    for index in range(len(model)):
+        block = model.load_block(index)
+        wanted = [weight for weight in weights if weight.block == index]
+        names = {weight.name for weight in wanted}
+        sites = find_sites(model, block, index, hidden[0][:1], names) if wanted else []
+        with decomposing(model, block, index, sites, wanted, section, fisher) as spectra:
+            for position in range(len(hidden)):
+                hidden[position] = model.run_block(block, index, hidden[position])
+        yield index, block, spectra
+        del block, spectra
 
 
 def _spectrum(
