@@ -14,6 +14,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 class Bench:
-    """A model with its calibration and evaluation tokens, read once."""
+    """A model with its calibration and evaluation tokens, read once, when they are needed."""
 
     def __init__(self, options: Options, *, float_type: FloatType = "float32") -> None:
         """Args: float_type: of unquantized matrices, so that rounding does not blur a method."""
@@ -87,8 +88,12 @@ class Bench:
         self.float_type: FloatType = float_type
         self.source = SourceModel.open(str(options.model))
         self.skeleton: Skeleton = build_skeleton(self.source)
-        self.texts = [self._text(name) for name in options.corpora]
         self._calibration: dict[tuple[str, ...], Tensor] = {}
+
+    @cached_property
+    def texts(self) -> list[TokenWindows]:
+        """Evaluation windows of the corpora that the options name."""
+        return [self._text(name) for name in self.options.corpora]
 
     def calibration(self, names: Sequence[str] | None = None) -> Tensor:
         """Calibration windows of the corpora that the options (or the caller) name."""
