@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from asvd_q.decomposition import relative_output_error, spectrum, truncate
+from asvd_q.decomposition import (
+    Factors,
+    Scaling,
+    refit_left,
+    refit_target,
+    refitted_output_error,
+    relative_output_error,
+    spectrum,
+    truncate,
+)
 from asvd_q.decomposition.choice import make_scaling
 from asvd_q.errors import NumericsError
 from asvd_q.plan import FloatType, LayerPlan, QuantSpec, Slot, store_bytes
@@ -47,7 +56,6 @@ def compress_layer(
     """
     if not torch.isfinite(weight).all():
         raise NumericsError(f"{plan.name}: the weight holds NaN or infinity")
-    gram = None if statistics is None else statistics.gram
     quantized = any(spec is not None for spec in plan.quantization.values())
     errors: dict[str, float] = {}
     notes: list[str] = []
@@ -56,23 +64,15 @@ def compress_layer(
         assert section is not None
         try:
             scaling = make_scaling(section, statistics, fisher)
-            found = spectrum(weight, scaling, plan.name)
+            factors = _factors(weight, plan, section, scaling, statistics, notes)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             reason = f"its decomposition failed: {str(error).splitlines()[0]}"
             return keep_layer(weight, plan, float_type, reason)
         except NumericsError as error:
             raise NumericsError(f"{plan.name}: {error}") from error
-        if scaling.retries:
-            notes.append(f"damping raised {scaling.retries} times, to {scaling.damping:g}")
-        if found.numerical_rank < plan.rank:
-            notes.append(
-                f"numerical rank {found.numerical_rank} is below the planned {plan.rank}: "
-                "the rest of the factors is zero"
-            )
-        factors = truncate(found, plan.rank, section.sigma_split)
         matrices = {"B": factors.B, "A": factors.A}
         if quantized:
-            errors["decompose"] = relative_output_error(weight, factors.product(), gram)
+            errors["decompose"] = _error(weight, factors.product(), statistics)
     try:
         stored: dict[Slot, StoredWeight] = {
             slot: _store(matrix, plan.quantization[slot], float_type)
@@ -82,9 +82,9 @@ def compress_layer(
         raise NumericsError(f"{plan.name}: {error}") from error
     if quantized or plan.rank is not None:
         stage = "quantize" if quantized else "decompose"
-        errors[stage] = relative_output_error(weight, _product(stored).to(weight.device), gram)
+        errors[stage] = _error(weight, _product(stored).to(weight.device), statistics)
     return StoredLayer(
-        record=_record(weight, plan, float_type, stored, errors, gram is not None, notes),
+        record=_record(weight, plan, float_type, stored, errors, statistics is not None, notes),
         weights=stored,
     )
 
@@ -98,6 +98,50 @@ def keep_layer(
     )
     stored: dict[Slot, StoredWeight] = {"weight": FloatWeight(weight.to(TORCH_TYPES[float_type]))}
     return StoredLayer(_record(weight, kept, float_type, stored, {}, True, []), stored)
+
+
+def _factors(
+    weight: Tensor,
+    plan: LayerPlan,
+    section: DecomposeSection,
+    scaling: Scaling,
+    statistics: SiteStatistics | None,
+    notes: list[str],
+) -> Factors:
+    """A and B of the planned rank, refitted where the recipe says so."""
+    assert plan.rank is not None
+    target = weight
+    refit = section.refit and statistics is not None and statistics.dense is not None
+    if refit:
+        assert statistics is not None
+        assert statistics.dense is not None
+        target = refit_target(
+            weight, statistics.gram, statistics.dense.cross, section.refit_damping
+        )
+    found = spectrum(target, scaling, plan.name)
+    if scaling.retries:
+        notes.append(f"damping raised {scaling.retries} times, to {scaling.damping:g}")
+    if found.numerical_rank < plan.rank:
+        notes.append(
+            f"numerical rank {found.numerical_rank} is below the planned {plan.rank}: "
+            "the rest of the factors is zero"
+        )
+    factors = truncate(found, plan.rank, section.sigma_split)
+    if refit and section.scaling != "whitening":
+        assert statistics is not None
+        factors = refit_left(factors, target, statistics.gram)
+    return factors
+
+
+def _error(weight: Tensor, approximation: Tensor, statistics: SiteStatistics | None) -> float:
+    """Relative output error; against the dense model's outputs where its inputs are known."""
+    if statistics is None:
+        return relative_output_error(weight, approximation, None)
+    if statistics.dense is None:
+        return relative_output_error(weight, approximation, statistics.gram)
+    return refitted_output_error(
+        weight, approximation, statistics.dense.gram, statistics.gram, statistics.dense.cross
+    )
 
 
 def _store(matrix: Tensor, spec: QuantSpec | None, float_type: FloatType) -> StoredWeight:

@@ -7,22 +7,24 @@ again, only run, so an interrupted loop goes on where it stopped and ends with t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from asvd_q.compression.layer import compress_layer, keep_layer
+from asvd_q.compression.pairs import site_by_site
 from asvd_q.errors import NumericsError
 from asvd_q.models.assemble import nothing_replaced
 from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import Site, WeightRef
-from asvd_q.plan import LayerPlan
+from asvd_q.plan import LayerPlan, Slot
 from asvd_q.recipe import DecomposeSection
-from asvd_q.statistics.collectors import SiteStatistics, collecting
+from asvd_q.statistics.collectors import SiteStatistics, collecting, collecting_pairs
 from asvd_q.statistics.fisher import fisher_information
 from asvd_q.store import Store, StoredLayer
 
@@ -114,6 +116,10 @@ class _Loop:
     def sequential(self) -> bool:
         return self.section is not None and self.section.sequential
 
+    @property
+    def refit(self) -> bool:
+        return self.section is not None and self.section.refit
+
     def run(self, calibration: Calibration) -> None:
         pending = [block for block in self.store.blocks() if not self.store.is_finished(block)]
         if not pending:
@@ -123,18 +129,24 @@ class _Loop:
         inside = [block for block in pending if block is not None]
         last = len(self.model) - 1 if None in pending else max(inside)
         hidden = HiddenStates(calibration.folder)
+        dense = HiddenStates(_dense_folder(calibration.folder)) if self.refit else None
         with self.model.outside() as outside:
             for batch in calibration.batches():
                 hidden.append(self.model.embed(outside, batch))
+                if dense is not None:
+                    dense.append(hidden[len(hidden) - 1].clone())
         del outside  # embedding and head: not alive through the loop
         for index in range(last + 1):
-            if index in inside:
-                self._compress_block(index, hidden, advance=index < last or None in pending)
+            advance = index < last or None in pending
+            if dense is not None:
+                self._refit_block(index, dense, hidden, write=index in inside, advance=advance)
+            elif index in inside:
+                self._compress_block(index, hidden, advance=advance)
             else:
                 self._advance(self._load(index, compressed=self.sequential), index, hidden)
             self.progress("compressing", index + 1, last + 1 + (None in pending))
         if None in pending:
-            self._compress_head(hidden)
+            self._compress_head(dense, hidden)
             self.progress("compressing", last + 2, last + 2)
 
     def write(self, block: int | None, statistics: dict[str, SiteStatistics]) -> None:
@@ -186,17 +198,56 @@ class _Loop:
         if advance and self.sequential:
             self._advance(self._load(index, compressed=True), index, hidden)
 
-    def _compress_head(self, hidden: HiddenStates) -> None:
+    def _refit_block(
+        self, index: int, dense: HiddenStates, hidden: HiddenStates, *, write: bool, advance: bool
+    ) -> None:
+        """The block's sites in order, each behind the compressed layers before it."""
+        block = self._load(index, compressed=False)
+        if write:
+            plans = {plan.name: plan for plan in self.store.plan if plan.block == index}
+            sites = find_sites(self.model, block, index, hidden[0], set(plans))
+            done: dict[str, StoredLayer] = {}
+
+            def compressed() -> nn.Module:
+                return self.model.load_block(index, replaced=partial(_replacement, done))
+
+            for site, statistics in site_by_site(
+                self.model, index, sites, block, compressed, dense, hidden
+            ):
+                for name in site.modules:
+                    done[name] = self._layer(plans[name], statistics, True)
+            self.store.write_block(
+                index,
+                [done.get(name) or self._layer(plan, None, True) for name, plan in plans.items()],
+            )
+        if advance:
+            self._advance(block, index, dense)
+            self._advance(self._load(index, compressed=True), index, hidden)
+
+    def _compress_head(self, dense: HiddenStates | None, hidden: HiddenStates) -> None:
         head = self.model.skeleton.head
         assert head is not None
         site = Site(name=head, block=None, modules=(head,), features=self.weights[head].shape[1])
-        with (
-            self.model.outside() as outside,
-            collecting(outside, "", [site], self.model.device) as collectors,
-        ):
-            for position in range(len(hidden)):
-                self.model.logits(outside, hidden[position])
-        self.write(None, {head: collectors[head].result()})
+        device = self.model.device
+        if dense is None:
+            with (
+                self.model.outside() as outside,
+                collecting(outside, "", [site], device) as collectors,
+            ):
+                for position in range(len(hidden)):
+                    self.model.logits(outside, hidden[position])
+            statistics = collectors[head].result()
+        else:
+            with (
+                self.model.outside() as outside,
+                self.model.outside() as twin,
+                collecting_pairs(outside, twin, "", [site], device) as pairs,
+            ):
+                for position in range(len(hidden)):
+                    self.model.logits(outside, dense[position])
+                    self.model.logits(twin, hidden[position])
+            statistics = pairs()[head]
+        self.write(None, {head: statistics})
 
     def _load(self, index: int, *, compressed: bool) -> nn.Module:
         lookup = self.store.replaced if compressed else nothing_replaced
@@ -225,3 +276,20 @@ class _Loop:
             folder=calibration.folder,
             progress=lambda done: self.progress("Fisher information", done, total),
         )
+
+
+def _dense_folder(folder: Path | None) -> Path | None:
+    """Where the hidden states of the dense model go, beside the compressed one's."""
+    if folder is None:
+        return None
+    path = folder / "dense"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def _replacement(done: Mapping[str, StoredLayer], name: str) -> dict[Slot, Tensor] | None:
+    """What `Store.replaced` gives, of layers that are not in the store yet."""
+    layer = done.get(name)
+    if layer is None or not layer.record.as_plan().changed:
+        return None
+    return {slot: weight.dequantize() for slot, weight in layer.weights.items()}

@@ -1,6 +1,7 @@
 """Scaling, spectrum, factors: W ≈ A B."""
 
 from asvd_q.decomposition.factors import Factors, SigmaSplit, relative_output_error, truncate
+from asvd_q.decomposition.refit import refit_left, refit_target, refitted_output_error
 from asvd_q.decomposition.scaling import (
     Scaling,
     diagonal_scaling,
@@ -16,6 +17,9 @@ __all__ = [
     "Spectrum",
     "diagonal_scaling",
     "identity_scaling",
+    "refit_left",
+    "refit_target",
+    "refitted_output_error",
     "relative_output_error",
     "spectrum",
     "truncate",

@@ -137,6 +137,25 @@ class BlockwiseModel:
         output = block(hidden.to(self.device), *call.args, **call.kwargs)
         return cast(Tensor, output[0] if isinstance(output, tuple) else output)
 
+    def run_until(self, block: nn.Module, index: int, hidden: Tensor, layer: str) -> None:
+        """Run a loaded block for its hooks alone, up to the call of one of its layers.
+
+        Args:
+            layer: full name; its own hooks that were registered before still see its input.
+        """
+
+        def stop(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            raise _Stop
+
+        path = layer.removeprefix(self.skeleton.block_name(index) + ".")
+        handle = block.get_submodule(path).register_forward_pre_hook(stop)
+        try:
+            self.run_block(block, index, hidden)
+        except _Stop:
+            pass
+        finally:
+            handle.remove()
+
     def logits(self, outside: nn.Module, hidden: Tensor) -> Tensor:
         """Logits (batch, tokens, vocabulary) of what left the last block."""
         self._recording, self._injected = [], hidden.to(self.device)

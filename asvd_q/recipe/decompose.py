@@ -47,6 +47,13 @@ class DecomposeSection(Section):
     sequential: Bool = False
     """Collect a block's statistics from the compressed blocks before it, not the dense ones."""
 
+    refit: Bool = False
+    """Fit each layer's factors to the dense model's outputs, given the inputs that the layers
+    compressed before it, in its own block too, leave it; needs `sequential: true`."""
+
+    refit_damping: Annotated[Number, Field(gt=0)] = 0.01
+    """How much refit distrusts the calibration text, relative to the mean of its Gram matrix."""
+
     include: tuple[Text, ...] = ("*",)
     """Patterns of layers to decompose, on the full name or its last part."""
 
@@ -60,6 +67,14 @@ class DecomposeSection(Section):
     def _one_target(self) -> DecomposeSection:
         if self.kept_ratio is not None and self.ranks is not None:
             raise ValueError("needs one of `kept_ratio` and `ranks`, and has both")
+        return self
+
+    @model_validator(mode="after")
+    def _refit_follows_the_compressed_model(self) -> DecomposeSection:
+        if self.refit and not self.sequential:
+            raise ValueError(
+                "refit fits factors to the inputs of the compressed model: set sequential: true"
+            )
         return self
 
     @property

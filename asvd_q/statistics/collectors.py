@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from asvd_q.errors import NumericsError
+from asvd_q.errors import ModelError, NumericsError
 from asvd_q.models.refs import Site
 
-__all__ = ["SiteCollector", "SiteStatistics", "collecting"]
+__all__ = ["DenseInputs", "SiteCollector", "SiteStatistics", "collecting", "collecting_pairs"]
+
+
+@dataclass(frozen=True)
+class DenseInputs:
+    """What the dense model feeds a site on the same tokens, as second moments, float64.
+
+    Attributes:
+        gram: (in, in), E[x xᵀ] of the dense model's inputs x.
+        cross: (in, in), E[x x̂ᵀ] of those and the inputs x̂ that the site's statistics are of.
+    """
+
+    gram: Tensor
+    cross: Tensor
 
 
 @dataclass(frozen=True)
@@ -25,12 +38,15 @@ class SiteStatistics:
         abs_mean: (in,), E|x_j|.
         abs_max: (in,), max|x_j|.
         gram: (in, in), E[x xᵀ].
+        dense: what stood there in the dense model; None where x is that itself, or where nobody
+            asked.
     """
 
     tokens: int
     abs_mean: Tensor
     abs_max: Tensor
     gram: Tensor
+    dense: DenseInputs | None = None
 
     @property
     def rms(self) -> Tensor:
@@ -56,7 +72,7 @@ class SiteCollector:
         Raises:
             NumericsError: NaN or infinity in it.
         """
-        inputs = activation.detach().reshape(-1, self.site.features).double()
+        inputs = _rows(activation, self.site)
         magnitude = inputs.abs()
         largest = magnitude.amax(0)
         if not torch.isfinite(largest).all():
@@ -80,6 +96,44 @@ class SiteCollector:
         )
 
 
+class _Pairs:
+    """Sums over tokens of products with the dense model's inputs."""
+
+    def __init__(self, site: Site, device: torch.device | str) -> None:
+        shape = (site.features, site.features)
+        self.site = site
+        self.compressed = SiteCollector(site, device)
+        self._gram = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._cross = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._waiting: list[Tensor] = []
+
+    def add_dense(self, activation: Tensor) -> None:
+        self._waiting.append(_rows(activation, self.site))
+
+    def add(self, activation: Tensor) -> None:
+        """Take in the compressed model's activation on the tokens of the oldest dense one.
+
+        Raises:
+            ModelError: other tokens reach the site than in the dense model.
+        """
+        inputs = _rows(activation, self.site)
+        dense = self._waiting.pop(0) if self._waiting else inputs[:0]
+        if dense.shape != inputs.shape:
+            raise ModelError(
+                f"{self.site.name}: the compressed model sends other tokens to it than the dense "
+                "one does, so its factors cannot be refitted: leave it out by decompose.exclude, "
+                "or set decompose.refit to false"
+            )
+        self.compressed.add(activation)
+        self._gram.addmm_(dense.T, dense)
+        self._cross.addmm_(dense.T, inputs)
+
+    def result(self) -> SiteStatistics:
+        statistics = self.compressed.result()
+        count = max(statistics.tokens, 1)
+        return replace(statistics, dense=DenseInputs(self._gram / count, self._cross / count))
+
+
 @contextmanager
 def collecting(
     module: nn.Module, prefix: str, sites: list[Site], device: torch.device | str
@@ -94,22 +148,62 @@ def collecting(
         Site name → collector.
     """
     collectors = {site.name: SiteCollector(site, device) for site in sites}
+    with _hooked(module, prefix, {name: found.add for name, found in collectors.items()}):
+        yield collectors
 
-    def hook_for(collector: SiteCollector) -> Any:
+
+@contextmanager
+def collecting_pairs(
+    dense: nn.Module,
+    compressed: nn.Module,
+    prefix: str,
+    sites: list[Site],
+    device: torch.device | str,
+) -> Iterator[Callable[[], dict[str, SiteStatistics]]]:
+    """Collect at the given sites while the caller runs both modules, batch by batch.
+
+    Args:
+        dense, compressed: the same block, or everything outside the blocks, in two models. On
+            every batch the dense one runs first.
+
+    Yields:
+        What gives the statistics of the compressed module's inputs, `dense` included, by site.
+
+    Raises:
+        ModelError: the two get different tokens at a site, as a mixture of experts may cause.
+    """
+    pairs = {site.name: _Pairs(site, device) for site in sites}
+    with (
+        _hooked(dense, prefix, {name: pair.add_dense for name, pair in pairs.items()}),
+        _hooked(compressed, prefix, {name: pair.add for name, pair in pairs.items()}),
+    ):
+        yield lambda: {name: pair.result() for name, pair in pairs.items()}
+
+
+@contextmanager
+def _hooked(
+    module: nn.Module, prefix: str, takers: Mapping[str, Callable[[Tensor], None]]
+) -> Iterator[None]:
+    """Hand the input of some layers (full names) on whenever they run."""
+
+    def hook_for(take: Callable[[Tensor], None]) -> Any:
         def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            collector.add(args[0])
+            take(args[0])
 
         return hook
 
     dot = f"{prefix}." if prefix else ""
     handles = [
-        module.get_submodule(site.name.removeprefix(dot)).register_forward_pre_hook(
-            hook_for(collectors[site.name])
-        )
-        for site in sites
+        module.get_submodule(name.removeprefix(dot)).register_forward_pre_hook(hook_for(take))
+        for name, take in takers.items()
     ]
     try:
-        yield collectors
+        yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _rows(activation: Tensor, site: Site) -> Tensor:
+    """An activation (…, in) as (tokens, in), float64."""
+    return activation.detach().reshape(-1, site.features).double()

@@ -183,6 +183,10 @@ def test_a_file_is_the_same_text_whatever_its_split_is_called(
         assert "calibration and evaluate both read t (" in refused(file)
 
 
+def test_refit_needs_sequential(recipe_file: Path) -> None:
+    assert "set sequential: true" in refused(recipe_file, "decompose.refit=true")
+
+
 def test_sequential_needs_calibration_too(recipe_file: Path) -> None:
     overrides = ["calibration=null", "decompose.scaling=none", "decompose.sequential=true"]
     assert "decompose.sequential is true and needs" in refused(recipe_file, *overrides)

@@ -1,0 +1,154 @@
+"""The refit in the loop: site by site, against hooks on two plain models run side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from asvd_q.compression import loop
+from asvd_q.errors import ModelError
+from asvd_q.models.refs import Site
+from asvd_q.models.skeleton import build_skeleton
+from asvd_q.plan import LayerPlan
+from asvd_q.statistics.collectors import SiteStatistics, collecting_pairs
+from asvd_q.store import Store, StoredLayer
+from tests.compression.job import WINDOWS, compress_to, hashes
+from tests.models.families import FAMILIES, plain_model, save_family
+from tests.statistics.activations import captured_inputs
+
+REFIT = {"ranks": {"*": 9}, "sequential": True, "refit": True}
+HEAD = REFIT | {"lm_head": True}
+QUANTIZE = {"bits": 4, "group_size": 16}
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, SiteStatistics]:
+    """Statistics that each layer was compressed with."""
+    found: dict[str, SiteStatistics] = {}
+    original = loop.compress_layer
+
+    def spy(weight: Tensor, plan: LayerPlan, float_type: Any, **options: Any) -> StoredLayer:
+        found[plan.name] = options["statistics"]
+        return original(weight, plan, float_type, **options)
+
+    monkeypatch.setattr(loop, "compress_layer", spy)
+    return found
+
+
+def put_layer_into(model: nn.Module, store: Store, name: str) -> None:
+    """Overwrite a plain model's weight with the product of the store's matrices."""
+    ref = next(ref for ref in build_skeleton(store.source).weights if ref.name == name)
+    found = store.replaced(name)
+    assert found is not None
+    product = found["weight"] if "weight" in found else found["A"] @ found["B"]
+    ref.take(model.get_parameter(ref.tensor_name)).copy_(product)
+
+
+@pytest.mark.parametrize("quantize", [None, QUANTIZE], ids=["floats", "codes"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_site_sees_everything_compressed_before_it(
+    family: str, quantize: dict[str, Any] | None, tmp_path: Path, seen: dict[str, SiteStatistics]
+) -> None:
+    model = save_family(family, tmp_path / "model")
+    store = compress_to(tmp_path / "store", model, decompose=HEAD, quantize=quantize)
+    plain, compressed = plain_model(model), plain_model(model)
+    assert list(seen) == [layer.name for layer in store.plan]
+    waiting: list[str] = []
+    for name, statistics in seen.items():
+        x = captured_inputs(plain, [name], [WINDOWS])[name]
+        arrived = captured_inputs(compressed, [name], [WINDOWS])[name]
+        if waiting and not torch.equal(arrived, last):
+            # The layers before it feed it: they belong to sites that are done.
+            for done in waiting:
+                put_layer_into(compressed, store, done)
+            waiting = []
+        arrived = captured_inputs(compressed, [name], [WINDOWS])[name]
+        last = arrived
+        waiting.append(name)
+        assert statistics.dense is not None
+        scale = float(statistics.dense.gram.diagonal().max())
+        for found, one, two in (
+            (statistics.gram, arrived, arrived),
+            (statistics.dense.gram, x, x),
+            (statistics.dense.cross, x, arrived),
+        ):
+            expected = one.double().T @ two.double() / len(one)
+            assert float((found - expected).abs().max()) <= 1e-4 * scale, name
+
+
+@pytest.mark.parametrize("scaling", ["none", "abs_mean", "whitening", "fisher"])
+def test_layers_end_nearer_to_the_dense_outputs(scaling: str, tmp_path: Path) -> None:
+    """What the refit minimises, measured on both models' own activations."""
+    model = save_family("llama", tmp_path / "model")
+    plain = plain_model(model)
+    total: dict[bool, float] = {}
+    for refit in (False, True):
+        section = REFIT | {"scaling": scaling, "refit": refit, "refit_damping": 1e-6}
+        store = compress_to(tmp_path / f"{refit}", model, decompose=section)
+        compressed = plain_model(model)
+        for layer in store.plan:
+            put_layer_into(compressed, store, layer.name)
+        last = [layer.name for layer in store.plan if layer.kind == "down_proj"]
+        one = captured_inputs(plain, last, [WINDOWS])
+        two = captured_inputs(compressed, last, [WINDOWS])
+        total[refit] = 0.0
+        for name in last:
+            outputs = one[name] @ plain.get_submodule(name).weight.T
+            difference = two[name] @ compressed.get_submodule(name).weight.T - outputs
+            total[refit] += float((difference.norm() / outputs.norm()).square())
+    assert total[True] < total[False]
+
+
+def test_the_recorded_error_is_that_against_the_dense_model(tmp_path: Path) -> None:
+    model = save_family("llama", tmp_path / "model")
+    store = compress_to(tmp_path / "store", model, decompose=REFIT)
+    plain, compressed = plain_model(model), plain_model(model)
+    for layer in store.plan:
+        put_layer_into(compressed, store, layer.name)
+    for record in store.records():
+        x = captured_inputs(plain, [record.name], [WINDOWS])[record.name]
+        arrived = captured_inputs(compressed, [record.name], [WINDOWS])[record.name]
+        outputs = x @ plain.get_submodule(record.name).weight.T
+        found = arrived @ compressed.get_submodule(record.name).weight.T
+        expected = float((found - outputs).norm() / outputs.norm())
+        assert record.errors["decompose"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_hidden_states_on_disk_give_the_same_store(tmp_path: Path) -> None:
+    model = save_family("llama", tmp_path / "model")
+    memory = compress_to(tmp_path / "memory", model, decompose=HEAD)
+    disk = compress_to(tmp_path / "disk", model, decompose=HEAD, scratch=tmp_path / "scratch")
+    assert hashes(memory.folder) == hashes(disk.folder)
+
+
+class StoppedError(Exception):
+    """Stands for any interruption that Python still sees."""
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_an_interrupted_refit_ends_with_the_same_bytes(after: int, tmp_path: Path) -> None:
+    model = save_family("llama", tmp_path / "model")
+    undisturbed = compress_to(tmp_path / "undisturbed", model, decompose=HEAD)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if done == after:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        compress_to(tmp_path / "store", model, decompose=HEAD, progress=stop)
+    found = compress_to(tmp_path / "store", model, decompose=HEAD)
+    assert hashes(found.folder) == hashes(undisturbed.folder)
+
+
+def test_other_tokens_at_a_site_are_refused_by_name() -> None:
+    """As a mixture of experts sends them once its router sees other inputs."""
+    site = Site(name="block.layer", block=0, modules=("block.layer",), features=3)
+    dense, compressed = (nn.ModuleDict({"layer": nn.Linear(3, 2)}) for _ in range(2))
+    with collecting_pairs(dense, compressed, "block", [site], "cpu"):
+        dense["layer"](torch.ones(4, 3))
+        with pytest.raises(ModelError, match=r"block\.layer: .*decompose\.refit"):
+            compressed["layer"](torch.ones(5, 3))
