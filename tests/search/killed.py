@@ -79,7 +79,7 @@ class Watch:
 
         BlockwiseModel.run_block = watched_run  # type: ignore[method-assign,assignment]
         Path.write_text = watched_write  # type: ignore[method-assign,assignment]
-        os.replace = watched_replace
+        os.replace = watched_replace  # type: ignore[assignment]
 
     def _happened(self, event: str) -> None:
         self.seen[event] += 1
