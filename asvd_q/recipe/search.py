@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from asvd_q.recipe.base import Count, Number, Section, Text
+from asvd_q.recipe.base import Bool, Count, Number, Section, Text
 
 __all__ = ["SearchSection"]
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_RISE = re.compile(r"\s*\+\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*")
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?B|B)\s*", re.IGNORECASE)
 
 
@@ -30,6 +32,10 @@ class SearchSection(Section):
     max_loss_increase: Annotated[Number, Field(gt=0)] | None = None
     """Target: the smallest model whose predicted loss rises by no more than this, nats per token;
     0.02 is a perplexity 2 % higher."""
+
+    perplexity: Annotated[Number, Field(gt=0)] | Text | None = None
+    """Target: the smallest model whose measured perplexity on the calibration text stays at or
+    under this: a number, or "+2 %" above the dense model's."""
 
     sensitivity: Literal["exact", "fast"] = "fast"
     """exact runs the model for every layer and ratio; fast predicts every rank of every layer
@@ -58,6 +64,25 @@ class SearchSection(Section):
     candidates_per_batch: Count = 4
     """Candidates that exact carries through the model together; more needs more memory."""
 
+    verify: Bool = True
+    """Measure the model with all chosen layers truncated together, at this target and around
+    it: what was predicted is then reported beside what it is. Costs a few forward passes."""
+
+    @field_validator("perplexity", mode="before")
+    @classmethod
+    def _readable_perplexity(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            rise = _RISE.fullmatch(value)
+            readable = rise is not None and float(rise[1]) > 0
+        else:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            readable = value is None or (number and 0 < value < math.inf)
+        if not readable:
+            raise ValueError(
+                'allowed is a number above 0, or a rise above the dense model\'s such as "+2 %"'
+            )
+        return value
+
     @field_validator("size")
     @classmethod
     def _readable_size(cls, size: str | None) -> str | None:
@@ -67,7 +92,7 @@ class SearchSection(Section):
 
     @model_validator(mode="after")
     def _one_target(self) -> SearchSection:
-        names = ("kept_ratio", "size", "max_loss_increase")
+        names = ("kept_ratio", "size", "max_loss_increase", "perplexity")
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none"
@@ -82,3 +107,12 @@ class SearchSection(Section):
         found = _SIZE.fullmatch(self.size)
         assert found is not None
         return int(float(found[1]) * _UNITS[found[2].upper()])
+
+    @property
+    def perplexity_rise(self) -> float | None:
+        """`perplexity` as a share of the dense model's: 0.02 for "+2 %"; None for a number."""
+        if not isinstance(self.perplexity, str):
+            return None
+        found = _RISE.fullmatch(self.perplexity)
+        assert found is not None
+        return float(found[1]) / 100

@@ -78,6 +78,11 @@ class Allocation:
     slack: float
     step: float | None
 
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank of every layer that is to be factorised."""
+        return {name: form.rank for name, form in self.chosen.items() if form.rank is not None}
+
 
 def allocate(
     candidates: Mapping[str, Sequence[Candidate]], *, target: Target, method: Method

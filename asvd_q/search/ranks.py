@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,14 @@ from asvd_q.errors import RecipeError
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.plan import FloatType, Plan
 from asvd_q.recipe import Recipe
-from asvd_q.search.allocation import Allocation, allocate
+from asvd_q.search.allocation import Allocation, LossBound, Target, allocate
 from asvd_q.search.candidates import Candidate, make_candidates
 from asvd_q.search.context import Progress, SearchContext
+from asvd_q.search.perplexity import perplexity_bound, search_perplexity
 from asvd_q.search.planning import layer_bytes, make_plan
-from asvd_q.search.sensitivities import exact_sensitivities, fast_sensitivities, rank_grid
+from asvd_q.search.sensitivities import Losses, Ranks, rank_grid, sensitivities
 from asvd_q.search.targets import make_target
+from asvd_q.search.verification import Verification
 
 __all__ = ["SearchResult", "search_ranks", "with_ranks"]
 
@@ -32,18 +34,19 @@ class SearchResult:
         losses: layer → rank → loss increase, nats per token, as predicted or measured.
         candidates: layer → what the allocation chose from.
         allocation: what it chose.
+        verification: what was measured of it, all its layers truncated; None where nothing was.
     """
 
     shapes: Mapping[str, tuple[int, int]]
     losses: Mapping[str, Mapping[int, float]]
     candidates: Mapping[str, tuple[Candidate, ...]]
     allocation: Allocation
+    verification: Verification | None = None
 
     @property
     def ranks(self) -> dict[str, int]:
         """Rank of every layer that is to be factorised."""
-        chosen = self.allocation.chosen
-        return {name: found.rank for name, found in chosen.items() if found.rank is not None}
+        return self.allocation.ranks
 
     @property
     def kept(self) -> dict[str, float]:
@@ -73,11 +76,12 @@ def search_ranks(
         recipe: with `search`, `decompose` and `calibration` sections.
         model: the dense model.
         windows: calibration tokens, int64 (samples, tokens).
-        folder: where the sensitivities are kept; an interrupted sweep goes on from there.
+        folder: where all that is measured is kept; an interrupted search goes on from there.
         known_only: run nothing and write nothing.
 
     Raises:
-        RecipeError: `known_only`, and a sensitivity is missing; or no layer is included.
+        RecipeError: `known_only`, and what the ranks depend on was not measured before; or no
+            layer is included.
         RankError: the target lies outside what the candidates reach.
     """
     context = SearchContext(recipe, model, windows, folder, progress, known_only)
@@ -88,25 +92,34 @@ def search_ranks(
             "decompose.include and decompose.exclude leave no layer to search ranks for"
         )
     ranks = {weight.name: rank_grid(weight, search, context.section) for weight in weights}
-    if search.sensitivity == "exact":
-        losses = exact_sensitivities(context, ranks, search.metric)
+
+    def offer(losses: Losses) -> dict[str, tuple[Candidate, ...]]:
+        return {
+            weight.name: make_candidates(
+                weight,
+                # A layer that no calibration token reaches has no losses: it can only stay dense.
+                losses.get(weight.name, {}),
+                dense.layer(weight.name).predicted_bytes,
+                partial(layer_bytes, weight, recipe, float_type),
+            )
+            for weight in weights
+        }
+
+    target: Target
+    if search.perplexity is None:
+        target = make_target(search, dense, set(ranks))
     else:
-        losses = fast_sensitivities(context, ranks)
-    candidates = {
-        weight.name: make_candidates(
-            weight,
-            # A layer that no calibration token reaches has no losses: it can only stay dense.
-            losses.get(weight.name, {}),
-            dense.layer(weight.name).predicted_bytes,
-            partial(layer_bytes, weight, recipe, float_type),
-        )
-        for weight in weights
-    }
-    allocation = allocate(
-        candidates, target=make_target(search, dense, set(ranks)), method=search.method
-    )
+        target = LossBound(perplexity_bound(context, _smallest(offer(_alike(ranks)))))
+    losses = sensitivities(context, ranks)
+    candidates = offer(losses)
+    if search.perplexity is None:
+        allocation = allocate(candidates, target=target, method=search.method)
+        verification = None
+    else:
+        verification = search_perplexity(context, candidates, target.limit)
+        allocation = verification.chosen.allocation
     shapes = {weight.name: weight.shape for weight in weights}
-    return SearchResult(shapes, losses, candidates, allocation)
+    return SearchResult(shapes, losses, candidates, allocation, verification)
 
 
 def with_ranks(recipe: Recipe, ranks: Mapping[str, int]) -> Recipe:
@@ -115,6 +128,16 @@ def with_ranks(recipe: Recipe, ranks: Mapping[str, int]) -> Recipe:
     target = {"ranks": dict(ranks)} if ranks else {"kept_ratio": 1.0}
     decompose = recipe.decompose.model_copy(update=target)
     return recipe.model_copy(update={"search": None, "decompose": decompose})
+
+
+def _smallest(candidates: Mapping[str, Sequence[Candidate]]) -> dict[str, int]:
+    """Rank of every layer in its smallest form."""
+    return {name: forms[-1].rank for name, forms in candidates.items() if forms[-1].rank}
+
+
+def _alike(ranks: Ranks) -> Losses:
+    """Losses that tell no rank from another: of those on offer only the smallest remain."""
+    return {name: dict.fromkeys(wanted, 1.0) for name, wanted in ranks.items()}
 
 
 def _plan(

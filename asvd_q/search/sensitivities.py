@@ -15,7 +15,14 @@ from asvd_q.search.exact import exact_losses
 from asvd_q.search.fast import fast_losses
 from asvd_q.search.scoring import Metric
 
-__all__ = ["Losses", "Ranks", "exact_sensitivities", "fast_sensitivities", "rank_grid"]
+__all__ = [
+    "Losses",
+    "Ranks",
+    "exact_sensitivities",
+    "fast_sensitivities",
+    "rank_grid",
+    "sensitivities",
+]
 
 Ranks = Mapping[str, Sequence[int]]
 """Layer → ranks."""
@@ -33,15 +40,22 @@ def rank_grid(weight: WeightRef, search: SearchSection, section: DecomposeSectio
     return [rank for rank in multiples if factor_parameters(weight.shape, rank) < whole]
 
 
-def exact_sensitivities(context: SearchContext, ranks: Ranks, metric: Metric) -> Losses:
-    """Measured, one layer truncated at a time.
+def sensitivities(context: SearchContext, ranks: Ranks) -> Losses:
+    """As the recipe wants them, one layer truncated at a time.
 
     Returns:
         The ranks asked for. A layer that no calibration token reaches is left out.
 
     Raises:
-        RecipeError: nothing may be run, and one of them was not measured before.
+        RecipeError: nothing may be run, and one of them was not found before.
     """
+    if context.search.sensitivity == "exact":
+        return exact_sensitivities(context, ranks, context.search.metric)
+    return fast_sensitivities(context, ranks)
+
+
+def exact_sensitivities(context: SearchContext, ranks: Ranks, metric: Metric) -> Losses:
+    """Measured, as `sensitivities` returns them."""
     search = {"sensitivity": "exact", "metric": metric}
     cache = LossCache(context.folder, context.key(search=search, seed=context.recipe.seed))
 
@@ -64,7 +78,7 @@ def exact_sensitivities(context: SearchContext, ranks: Ranks, metric: Metric) ->
 
 
 def fast_sensitivities(context: SearchContext, ranks: Ranks) -> Losses:
-    """Predicted, as `exact_sensitivities` returns them."""
+    """Predicted, as `sensitivities` returns them."""
     search = {"sensitivity": "fast", "labels": context.search.labels}
     cache = LossCache(context.folder, context.key(search=search, seed=context.recipe.seed))
 

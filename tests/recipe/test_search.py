@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from asvd_q.recipe import Recipe, SearchSection
+from asvd_q.recipe.text import parse_yaml
 
 
 def _recipe(**sections: Any) -> Recipe:
@@ -34,7 +35,34 @@ def test_size_that_is_none(text: str) -> None:
         SearchSection(size=text)
 
 
-@pytest.mark.parametrize("fields", [{}, {"kept_ratio": 0.5, "size": "1 GiB"}])
+@pytest.mark.parametrize(
+    ("value", "rise"),
+    [("+2 %", 0.02), ("+2%", 0.02), (" + 0.5 % ", 0.005), (12.5, None), (7, None)],
+)
+def test_perplexity(value: str | float, rise: float | None) -> None:
+    section = SearchSection(perplexity=value)
+    assert section.perplexity == value
+    assert section.perplexity_rise == (None if rise is None else pytest.approx(rise))
+
+
+@pytest.mark.parametrize(
+    "value", ["", "2 %", "+2", "+0 %", "-2 %", "+2,5 %", 0, -1.0, True, float("inf"), [2]]
+)
+def test_perplexity_that_is_none(value: Any) -> None:
+    message = r"allowed is a number above 0, or a rise .* such as \"\+2 %\""
+    with pytest.raises(ValidationError, match=message):
+        SearchSection(perplexity=value)
+
+
+@pytest.mark.parametrize("given", ["+2%", '"+2 %"', "+2 %"])
+def test_perplexity_as_yaml_reads_it(given: str) -> None:
+    section = parse_yaml(f"{{perplexity: {given}}}", "recipe")
+    assert SearchSection.model_validate(section).perplexity_rise == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"kept_ratio": 0.5, "size": "1 GiB"}, {"perplexity": 9, "size": "1 GiB"}]
+)
 def test_exactly_one_target(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="exactly one target"):
         SearchSection.model_validate(fields)
