@@ -57,18 +57,16 @@ def test_a_site_sees_everything_compressed_before_it(
     store = compress_to(tmp_path / "store", model, decompose=HEAD, quantize=quantize)
     plain, compressed = plain_model(model), plain_model(model)
     assert list(seen) == [layer.name for layer in store.plan]
-    waiting: list[str] = []
+    inputs = captured_inputs(plain, list(seen), [WINDOWS])
+    site: list[str] = []
     for name, statistics in seen.items():
-        x = captured_inputs(plain, [name], [WINDOWS])[name]
-        arrived = captured_inputs(compressed, [name], [WINDOWS])[name]
-        if waiting and not torch.equal(arrived, last):
-            # The layers before it feed it: they belong to sites that are done.
-            for done in waiting:
+        x = inputs[name]
+        if site and not torch.equal(x, inputs[site[0]]):
+            for done in site:
                 put_layer_into(compressed, store, done)
-            waiting = []
+            site = []
+        site.append(name)
         arrived = captured_inputs(compressed, [name], [WINDOWS])[name]
-        last = arrived
-        waiting.append(name)
         assert statistics.dense is not None
         scale = float(statistics.dense.gram.diagonal().max())
         for found, one, two in (
@@ -97,8 +95,8 @@ def test_layers_end_nearer_to_the_dense_outputs(scaling: str, tmp_path: Path) ->
         two = captured_inputs(compressed, last, [WINDOWS])
         total[refit] = 0.0
         for name in last:
-            outputs = one[name] @ plain.get_submodule(name).weight.T
-            difference = two[name] @ compressed.get_submodule(name).weight.T - outputs
+            outputs = one[name] @ plain.get_submodule(name).weight.double().T
+            difference = two[name] @ compressed.get_submodule(name).weight.double().T - outputs
             total[refit] += float((difference.norm() / outputs.norm()).square())
     assert total[True] < total[False]
 
@@ -112,8 +110,8 @@ def test_the_recorded_error_is_that_against_the_dense_model(tmp_path: Path) -> N
     for record in store.records():
         x = captured_inputs(plain, [record.name], [WINDOWS])[record.name]
         arrived = captured_inputs(compressed, [record.name], [WINDOWS])[record.name]
-        outputs = x @ plain.get_submodule(record.name).weight.T
-        found = arrived @ compressed.get_submodule(record.name).weight.T
+        outputs = x @ plain.get_submodule(record.name).weight.double().T
+        found = arrived @ compressed.get_submodule(record.name).weight.double().T
         expected = float((found - outputs).norm() / outputs.norm())
         assert record.errors["decompose"] == pytest.approx(expected, rel=1e-3)
 
