@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from asvd_q.spec import FLOAT_BYTES, FloatType, QuantSpec, store_bytes
 
 __all__ = [
     "FLOAT_BYTES",
@@ -27,44 +29,9 @@ Form = Literal["dense", "factors"]
 Slot = Literal["weight", "A", "B"]
 """`weight`: W (out, in) of a dense layer; `B`: (rank, in), applied first; `A`: (out, rank)."""
 
-FloatType = Literal["float32", "float16", "bfloat16"]
-FLOAT_BYTES: dict[FloatType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
-
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class QuantSpec(_Frozen):
-    """How one weight matrix is turned into integer codes.
-
-    `group_size` counts input channels that share a scale; -1 is one scale per output channel.
-    A group at least as wide as the matrix is one group per output channel.
-    """
-
-    method: str = "rtn"
-    bits: int = Field(default=8, ge=2, le=8)
-    group_size: int = Field(default=128, ge=-1)
-    symmetric: bool = True
-    clip: Literal["minmax", "mse"] = "minmax"
-
-    @model_validator(mode="after")
-    def _group_in_range(self) -> QuantSpec:
-        if self.group_size != -1 and not 16 <= self.group_size <= 256:
-            raise ValueError(
-                f"group_size {self.group_size} is not possible: use -1 (one scale per output "
-                "channel) or a size from 16 to 256"
-            )
-        return self
-
-    def groups(self, in_features: int) -> int:
-        """Number of scales that each row of a matrix with `in_features` columns needs."""
-        width = self.group_width(in_features)
-        return -(-in_features // width)
-
-    def group_width(self, in_features: int) -> int:
-        """Input channels per scale, `-1` and over-wide groups resolved."""
-        return in_features if self.group_size == -1 else min(self.group_size, in_features)
 
 
 class LayerPlan(_Frozen):
@@ -172,19 +139,3 @@ class Plan(_Frozen):
 def factor_parameters(shape: tuple[int, int], rank: int) -> int:
     """Parameters of A (out, rank) and B (rank, in) together."""
     return rank * (shape[0] + shape[1])
-
-
-def store_bytes(shape: tuple[int, int], spec: QuantSpec | None, float_type: FloatType) -> int:
-    """Bytes of one matrix (out, in), codes counted at their own width.
-
-    Codes take `bits` each, scales 16 bits, zero points `bits` each (none when symmetric).
-    This is the runtime-free count; an exporter's `stored_bytes` tells what its format occupies.
-    """
-    rows, columns = shape
-    if spec is None:
-        return rows * columns * FLOAT_BYTES[float_type]
-    scales = rows * spec.groups(columns)
-    bits = rows * columns * spec.bits + scales * 16
-    if not spec.symmetric:
-        bits += scales * spec.bits
-    return -(-bits // 8)

@@ -1,21 +1,24 @@
-"""Settings of a process of our own: what a library must not impose on its host program.
-
-Called by the command line, the benchmarks and the tests before anything heavy is imported.
-"""
+"""How noisy packages are kept from the terminal, and how the process they run in is set up."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 
-__all__ = ["settle_process"]
+__all__ = ["quiet", "settle_process"]
 
 _NOISY = ("torchao", "torch.utils._pytree", "torch.onnx", "onnxscript", "transformers", "optimum")
 
 
 def settle_process() -> None:
     """Quiet libraries, and threads that sleep while they wait.
+
+    What a library must not impose on its host program: the command line, the benchmarks and the
+    tests call it, before anything heavy is imported.
 
     OpenMP's threads spin by default. As soon as anything else runs on the machine, spinning
     makes the many small operations of a decomposition several times slower.
@@ -28,3 +31,16 @@ def settle_process() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for category in (DeprecationWarning, FutureWarning, UserWarning):
         warnings.filterwarnings("ignore", category=category)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep imported packages from writing to the terminal; errors still rise."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    sink = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            yield
+    finally:
+        logging.disable(level)

@@ -1,7 +1,7 @@
 """What a store holds for one matrix: floats, or integer codes with their scales.
 
-Both kinds answer the same three questions: the tensors to write, the matrix they stand for,
-and the bytes they count for. `dequantize` gives exactly the matrix that is evaluated.
+Every kind answers the same questions: the tensors to write, the matrix they stand for, and the
+bytes they count for. `dequantize` gives exactly the matrix that is evaluated.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from asvd_q.plan import FloatType, QuantSpec, store_bytes
+from asvd_q.plan import FloatType, QuantSpec
 
 __all__ = ["TORCH_TYPES", "FloatWeight", "QuantizedWeight", "StoredWeight", "float_type_of"]
 
@@ -42,6 +42,11 @@ class StoredWeight(Protocol):
         """Bytes in the store's count: codes at their own width."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What had to be done to quantize it, for the layer's record; not stored with it."""
+        ...
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors to write, by suffix."""
         ...
@@ -56,6 +61,7 @@ class FloatWeight:
     """A matrix kept in floating point, already rounded to the type it is stored in."""
 
     weight: Tensor
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,6 +90,7 @@ class QuantizedWeight:
             `permutation` where there is one.
         permutation: int32 (in,), the order in which columns were grouped (act order); None
             when columns are grouped as they stand.
+        notes: see `StoredWeight`.
     """
 
     codes: Tensor
@@ -91,6 +98,7 @@ class QuantizedWeight:
     zeros: Tensor | None
     spec: QuantSpec
     permutation: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         rows, columns = self.codes.shape
@@ -103,6 +111,8 @@ class QuantizedWeight:
             raise ValueError("zero points are stored if and only if the codes are asymmetric")
         if self.zeros is not None and tuple(self.zeros.shape) != expected:
             raise ValueError(f"zero points have shape {tuple(self.zeros.shape)}, not {expected}")
+        if self.permutation is not None and tuple(self.permutation.shape) != (columns,):
+            raise ValueError(f"the permutation is not one of {columns} columns")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -110,7 +120,12 @@ class QuantizedWeight:
 
     @property
     def nbytes(self) -> int:
-        return store_bytes(self.shape, self.spec, "float16")
+        bits = self.codes.numel() * self.spec.bits + self.scales.numel() * 16
+        if self.zeros is not None:
+            bits += self.zeros.numel() * self.spec.bits
+        if self.permutation is not None:
+            bits += self.permutation.numel() * 32
+        return -(-bits // 8)
 
     @property
     def group_index(self) -> Tensor:
@@ -137,8 +152,20 @@ class QuantizedWeight:
         return parts
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor], spec: QuantSpec) -> QuantizedWeight:
-        """The inverse of `tensors`."""
+    def from_tensors(
+        cls, tensors: dict[str, Tensor], spec: QuantSpec, shape: tuple[int, int] | None = None
+    ) -> QuantizedWeight:
+        """The inverse of `tensors`.
+
+        Args:
+            shape: (out, in); None takes that of the codes.
+
+        Raises:
+            KeyError: a tensor is missing.
+            ValueError: the tensors do not fit the settings or the shape.
+        """
+        if shape not in (None, tuple(tensors["codes"].shape)):
+            raise ValueError(f"codes have shape {tuple(tensors['codes'].shape)}, not {shape}")
         return cls(
             codes=tensors["codes"],
             scales=tensors["scales"],

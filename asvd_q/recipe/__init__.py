@@ -10,12 +10,8 @@ from asvd_q.recipe.export import ExportSection
 from asvd_q.recipe.load import load_recipe
 from asvd_q.recipe.messages import explain_validation_error
 from asvd_q.recipe.model import ModelSection
-from asvd_q.recipe.quantize import (
-    QUANTIZATION_METHODS,
-    PartialQuantSpec,
-    QuantizeOverride,
-    QuantizeSection,
-)
+from asvd_q.recipe.quantize import QuantizeOverride, QuantizeSection
+from asvd_q.recipe.quantsettings import QUANTIZATION_METHODS, PartialQuantSpec
 from asvd_q.recipe.schema import Recipe, json_schema
 from asvd_q.recipe.search import SearchSection
 

@@ -2,90 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    Discriminator,
-    Field,
-    SerializerFunctionWrapHandler,
-    Tag,
-    ValidationError,
-    WithJsonSchema,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Discriminator, Tag, model_validator
 
+from asvd_q.errors import RecipeError
+from asvd_q.methods import METHODS
 from asvd_q.plan import QuantSpec, Slot
 from asvd_q.recipe.base import Bool, Section, Text, matches
+from asvd_q.recipe.quantsettings import KEYS, Method, PartialQuantSpec, make_spec, narrowed
 
-__all__ = [
-    "QUANTIZATION_METHODS",
-    "Factors",
-    "PartialQuantSpec",
-    "QuantizeOverride",
-    "QuantizeSection",
-]
-
-QUANTIZATION_METHODS = ("rtn",)
-"""Every name of `asvd_q.quantization.METHODS`, which cannot be imported here: it needs torch."""
-
-
-def _known_method(method: str) -> str:
-    if method not in QUANTIZATION_METHODS:
-        raise ValueError(f"no method of that name. Allowed: {', '.join(QUANTIZATION_METHODS)}")
-    return method
-
-
-def _possible_group(size: int) -> int:
-    if size != -1 and not 16 <= size <= 256:
-        raise ValueError("allowed are -1 (one scale per output channel) and 16 to 256")
-    return size
-
-
-Method = Annotated[
-    str,
-    Field(strict=True),
-    AfterValidator(_known_method),
-    WithJsonSchema({"type": "string", "enum": list(QUANTIZATION_METHODS)}),
-]
-Bits = Annotated[int, Field(strict=True, ge=2, le=8)]
-GroupSize = Annotated[
-    int,
-    Field(strict=True),
-    AfterValidator(_possible_group),
-    WithJsonSchema({"anyOf": [{"const": -1}, {"type": "integer", "minimum": 16, "maximum": 256}]}),
-]
-Clip = Literal["minmax", "mse"]
-
-_KEYS = tuple(QuantSpec.model_fields)
-
-
-class PartialQuantSpec(Section):
-    """Settings that replace those of the wider scope; what is left out is inherited."""
-
-    method: Method | None = None
-    """Quantization method."""
-
-    bits: Bits | None = None
-    """Width of a code."""
-
-    group_size: GroupSize | None = None
-    """Input channels that share a scale; -1 is one scale per output channel."""
-
-    symmetric: Bool | None = None
-    """Zero point in the middle of the range, so that none is stored."""
-
-    clip: Clip | None = None
-    """Take the range whole, or shrink it to the smallest squared error."""
-
-    @model_serializer(mode="wrap")
-    def _given_only(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in handler(self).items() if value is not None}
-
-    def settings(self) -> dict[str, Any]:
-        """The fields that are given."""
-        return {key: value for key in _KEYS if (value := getattr(self, key)) is not None}
+__all__ = ["Factors", "QuantizeOverride", "QuantizeSection"]
 
 
 class Factors(Section):
@@ -128,26 +56,15 @@ Dense = Annotated[
 ]
 
 
-class QuantizeSection(Section):
+class QuantizeSection(PartialQuantSpec):
     """Quantization of the factors and of the layers that stay dense.
 
     From wide to narrow: the fields here, then `dense` or `factors`, then `overrides` in order.
+    What is left out here takes the method's default.
     """
 
     method: Method = "rtn"
     """Quantization method."""
-
-    bits: Bits = 8
-    """Width of a code."""
-
-    group_size: GroupSize = 128
-    """Input channels that share a scale; -1 is one scale per output channel."""
-
-    symmetric: Bool = True
-    """Zero point in the middle of the range, so that none is stored."""
-
-    clip: Clip = "minmax"
-    """Take the range whole, or shrink it to the smallest squared error."""
 
     include: tuple[Text, ...] = ("*",)
     """Patterns of layers to quantize, on the full name or its last part."""
@@ -164,24 +81,41 @@ class QuantizeSection(Section):
     overrides: tuple[QuantizeOverride, ...] = ()
     """Settings by pattern; later entries win over earlier ones."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_method(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        given = {key: value for key, value in data.items() if value is not None or key not in KEYS}
+        name = given.get("method", "rtn")
+        known = METHODS.get(name) if isinstance(name, str) else None
+        return given if known is None else {**known.settings, **given}
+
     @model_validator(mode="after")
     def _every_combination(self) -> QuantizeSection:
         """A method may forbid combinations: find out now, not in the middle of a run."""
         slots: tuple[Slot, ...] = ("weight", "A", "B")
         for slot in slots:
-            _spec(self._base(slot), f"for {slot}")
+            make_spec(self._base(slot), f"for {slot}")
         for index, override in enumerate(self.overrides):
             for slot in slots if override.slot is None else (override.slot,):
-                _spec(self._base(slot) | override.settings(), f"overrides.{index} for {slot}")
+                settings = narrowed(self._base(slot), override.settings())
+                make_spec(settings, f"overrides.{index} for {slot}")
         return self
+
+    @property
+    def needs_calibration(self) -> str | None:
+        """The first method that wants Gram matrices, wherever it is named; None without any."""
+        scopes = (self, self.dense or None, self.factors.A, self.factors.B, *self.overrides)
+        names = [scope.method for scope in scopes if scope is not None]
+        return next((name for name in names if name and METHODS[name].needs_gram), None)
 
     def _base(self, slot: Slot) -> dict[str, Any]:
         """Settings before any override."""
-        base = {key: getattr(self, key) for key in _KEYS}
         if slot == "weight":
-            return base | (self.dense.settings() if self.dense else {})
+            return narrowed(self.settings(), self.dense.settings() if self.dense else {})
         factor = self.factors.A if slot == "A" else self.factors.B
-        return base | factor.settings()
+        return narrowed(self.settings(), factor.settings())
 
     def spec_for(self, layer_name: str, slot: Slot) -> QuantSpec | None:
         """How one matrix is quantized.
@@ -192,6 +126,9 @@ class QuantizeSection(Section):
 
         Returns:
             The settings; None leaves the matrix in floating point.
+
+        Raises:
+            RecipeError: overrides that cannot go together, though each can alone.
         """
         if not matches(layer_name, self.include) or matches(layer_name, self.exclude):
             return None
@@ -199,14 +136,13 @@ class QuantizeSection(Section):
         skip = slot == "weight" and self.dense is False
         for override in self.overrides:
             if override.slot in (None, slot) and matches(layer_name, [override.match]):
-                settings |= override.settings()
+                settings = narrowed(settings, override.settings())
                 skip = skip if override.skip is None else override.skip
-        return None if skip else QuantSpec(**settings)
-
-
-def _spec(settings: dict[str, Any], where: str) -> QuantSpec:
-    try:
-        return QuantSpec(**settings)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{where}: {reason}") from None
+        if skip:
+            return None
+        try:
+            return make_spec(
+                settings, f"quantize: the overrides for {layer_name} ({slot}) disagree"
+            )
+        except ValueError as error:
+            raise RecipeError(str(error)) from None

@@ -83,6 +83,16 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _calibrated_codes(self) -> Recipe:
+        method = None if self.quantize is None else self.quantize.needs_calibration
+        if method is not None and self.calibration is None:
+            raise ValueError(
+                f"quantize: the method {method} needs the Gram matrices of its layers' inputs: "
+                "add a `calibration` section, for example `calibration: {corpus: python-docs}`"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_source_of_ranks(self) -> Recipe:
         if self.search is None:
             if self.decompose is not None and not self.decompose.has_target:

@@ -212,6 +212,7 @@ class Store:
             return StoredLayer(record, {"weight": FloatWeight(self._source_weight(record))})
         path = self._path(record.block, "safetensors")
         weights: dict[Slot, StoredWeight] = {}
+        shapes = record.slot_shapes()
         try:
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys())
@@ -222,8 +223,8 @@ class Store:
                         for key in names
                         if key.startswith(prefix)
                     }
-                    weights[slot] = weight_from_tensors(parts, spec)
-        except (SafetensorError, OSError, KeyError) as error:
+                    weights[slot] = weight_from_tensors(parts, spec, shapes[slot])
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise StoreError(f"{path} is damaged at {name}: {error}") from error
         return StoredLayer(record, weights)
 

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asvd_q.errors import ArtefactError
+from asvd_q.process import quiet
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
 __all__ = ["load_model", "quiet"]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep imported packages from writing to the terminal; errors still rise."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    sink = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-            yield
-    finally:
-        logging.disable(level)
 
 
 def load_model(

@@ -25,7 +25,7 @@ from tests.quantization.strategies import specs, weights
 @settings(max_examples=100, deadline=None, derandomize=True)
 def test_tensors_are_enough_to_get_the_weight_back(weight: Tensor, spec: QuantSpec) -> None:
     found = quantize(weight, spec)
-    again = weight_from_tensors(found.tensors(), spec)
+    again = weight_from_tensors(found.tensors(), spec, found.shape)
     assert torch.equal(again.dequantize(), found.dequantize())
     assert {name: part.dtype for name, part in again.tensors().items()} == {
         "codes": torch.uint8,
@@ -40,7 +40,7 @@ def test_tensors_are_enough_to_get_the_weight_back(weight: Tensor, spec: QuantSp
 def test_floats_are_kept_bit_for_bit(float_type: FloatType) -> None:
     dtype = TORCH_TYPES[float_type]
     matrix = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
-    again = weight_from_tensors(FloatWeight(matrix).tensors(), None)
+    again = weight_from_tensors(FloatWeight(matrix).tensors(), None, (3, 5))
     assert torch.equal(again.dequantize(dtype), matrix)
     assert again.dequantize().dtype == torch.float32
     assert again.nbytes == store_bytes((3, 5), None, float_type) == 15 * dtype.itemsize
@@ -91,7 +91,7 @@ def test_act_order_permutes_the_groups_of_columns() -> None:
     expected = torch.empty(3, 40)
     expected[:, order] = sorted_.dequantize()
     assert torch.equal(found.dequantize(), expected)
-    again = weight_from_tensors(found.tensors(), spec)
+    again = weight_from_tensors(found.tensors(), spec, found.shape)
     assert torch.equal(again.dequantize(), expected)
 
 

@@ -70,14 +70,40 @@ __all__ = ["recipe_file"]
         ("quantize.bits=1", "quantize.bits is 1: allowed is at least 2 and at most 8"),
         ("quantize.bits=4.0", "quantize.bits is 4.0: expected a whole number"),
         ("quantize.bits='4'", "quantize.bits is '4': expected a whole number"),
-        ("quantize.bits=null", "quantize.bits is null: expected a whole number"),
         ("quantize.bits=true", "quantize.bits is true: expected a whole number"),
         (
             "quantize.group_size=8",
             "quantize.group_size is 8: allowed are -1 (one scale per output channel) and 16 to 256",
         ),
         ("quantize.symmetric=yes", "quantize.symmetric is 'yes': expected true or false"),
-        ("quantize.method=rtm", "quantize.method is 'rtm': no method of that name. Allowed: rtn"),
+        (
+            "quantize.method=rtm",
+            "quantize.method is 'rtm': no method of that name. Allowed: rtn, gptq, nf4",
+        ),
+        ("quantize.method=[rtn]", "quantize.method is a list: expected text"),
+        ("quantize.group_size=600", "and 16 to 256, for nf4 32, 64, 128, 256, 512, 1024,"),
+        ("quantize.group_size=1024", "quantize: for weight: group_size 1024 is not possible: use"),
+        (
+            "quantize.act_order=true",
+            "quantize: for weight: act_order is a setting of gptq, and the method is rtn, which "
+            "has bits, group_size, symmetric, clip",
+        ),
+        ("quantize.dense={double_quant: true}", "double_quant is a setting of nf4, and the method"),
+        (
+            "quantize.overrides.0.damping=0.1",
+            "quantize: overrides.0 for weight: damping is a setting of gptq",
+        ),
+        (
+            "quantize.dense={method: nf4, clip: mse}",
+            "quantize: for weight: clip is a setting of rtn and gptq, and the method is nf4",
+        ),
+        ("quantize.dense={method: nf4, bits: 8}", "for weight: bits 8 is not possible: NF4 has 4"),
+        (
+            "quantize.dense={method: nf4, group_size: 48}",
+            "for weight: group_size 48 is not possible for nf4: use one of 32, 64, 128, 256,",
+        ),
+        ("quantize.damping=0", "quantize.damping is 0: allowed is above 0 and below 1"),
+        ("quantize.backend=gptqmodl", "quantize.backend is 'gptqmodl': did you mean 'gptqmodel'?"),
         ("quantize.dense=true", "quantize.dense is true: allowed is false, which leaves"),
         ("quantize.dense={bits: 9}", "quantize.dense.bits is 9: allowed is at least 2"),
         ("quantize.overrides.0.bits=9", "quantize.overrides.0.bits is 9: "),
@@ -190,6 +216,22 @@ def test_refit_needs_sequential(recipe_file: Path) -> None:
 def test_sequential_needs_calibration_too(recipe_file: Path) -> None:
     overrides = ["calibration=null", "decompose.scaling=none", "decompose.sequential=true"]
     assert "decompose.sequential is true and needs" in refused(recipe_file, *overrides)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "quantize.method=gptq",
+        "quantize.factors={A: {method: gptq}}",
+        "quantize.dense={method: gptq}",
+        "quantize.overrides.0={match: q_proj, method: gptq}",
+    ],
+)
+def test_gptq_needs_calibration_wherever_it_is_named(recipe_file: Path, override: str) -> None:
+    overrides = ["calibration=null", "decompose.scaling=none", override]
+    message = refused(recipe_file, *overrides)
+    assert "quantize: the method gptq needs the Gram matrices" in message
+    assert "`calibration`" in message
 
 
 class OptionsOfSomeExporter(BaseModel):

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from asvd_q.errors import RecipeError
 from asvd_q.plan import QuantSpec
 from asvd_q.quantization import METHODS
 from asvd_q.recipe import (
@@ -66,6 +67,77 @@ def test_narrower_settings_win() -> None:
     assert section.spec_for(DOWN1, "weight") == QuantSpec(bits=8, group_size=64)
     assert section.spec_for(Q0, "A") == QuantSpec(bits=5, group_size=64, clip="mse")
     assert section.spec_for(Q0, "weight") == QuantSpec(bits=3, group_size=64, clip="mse")
+
+
+def test_a_method_brings_its_own_defaults() -> None:
+    gptq, nf4 = quantize("method: gptq"), quantize("{method: nf4, double_quant: true}")
+    assert gptq.spec_for(Q0, "A") == QuantSpec(method="gptq")
+    assert gptq.spec_for(Q0, "A") == QuantSpec(
+        method="gptq",
+        bits=4,
+        group_size=128,
+        symmetric=True,
+        clip="minmax",
+        act_order=False,
+        static_groups=False,
+        damping=0.01,
+        backend="native",
+    )
+    assert nf4.spec_for(Q0, "weight") == QuantSpec(method="nf4", group_size=64, double_quant=True)
+
+
+def test_null_is_the_default_of_the_method() -> None:
+    assert quantize("{method: gptq, bits: null}") == quantize("method: gptq")
+    assert quantize("{method: null}") == QuantizeSection()
+
+
+def test_settings_carry_over_between_methods_of_integer_codes_alone() -> None:
+    section = quantize("""
+        method: gptq
+        bits: 3
+        group_size: 32
+        symmetric: false
+        damping: 0.05
+        factors: {A: {method: rtn}, B: {act_order: true}}
+        dense: {method: nf4}
+        overrides:
+          - {match: q_proj, slot: weight, method: gptq, clip: mse}
+          - {match: down_proj, slot: weight, group_size: 256}
+    """)
+    codes = {"bits": 3, "group_size": 32, "symmetric": False}
+    assert section.spec_for(DOWN1, "A") == QuantSpec.model_validate(codes)
+    assert section.spec_for(DOWN1, "B") == QuantSpec.model_validate(
+        codes | {"method": "gptq", "damping": 0.05, "act_order": True}
+    )
+    assert section.spec_for(Q0, "weight") == QuantSpec(method="gptq", clip="mse")
+    assert section.spec_for(DOWN1, "weight") == QuantSpec(method="nf4", group_size=256)
+
+
+def test_overrides_that_disagree_are_told_with_the_layer() -> None:
+    section = quantize("""
+        overrides:
+          - {match: q_proj, method: nf4}
+          - {match: "model.layers.0.*", clip: mse}
+    """)
+    with pytest.raises(RecipeError, match=r"layers\.0\.self_attn\.q_proj \(A\) disagree: clip is"):
+        section.spec_for(Q0, "A")
+    assert section.spec_for(DOWN1, "A") == QuantSpec()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "{method: gptq, factors: {B: {act_order: true}}, dense: {method: rtn, bits: 8}}",
+        "{method: nf4, overrides: [{match: q_proj, method: gptq, bits: 3}]}",
+    ],
+)
+def test_a_section_written_out_in_full_is_an_equal_one(text: str) -> None:
+    section = quantize(text)
+    written = section.model_dump(mode="json")
+    assert QuantizeSection.model_validate(written) == section
+    foreign = set(QuantSpec.model_fields) - {"method", *METHODS[section.method or ""].settings}
+    assert not foreign & set(written)
 
 
 def test_what_is_left_in_floating_point() -> None:
