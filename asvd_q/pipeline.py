@@ -58,7 +58,8 @@ def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord
         prepared = prepare(recipe)
         if recipe.search is None:
             require_exports(prepared)
-        tokens = read_tokens(prepared)
+        _require_claimable(folder)
+        tokens = read_tokens(prepared, folder, progress)
         _claim(folder, fresh=fresh)
         _check_disk(prepared, folder)
     with _log_to(folder / _LOG_FILE):
@@ -100,7 +101,7 @@ def search(recipe: Recipe, progress: Progress) -> SearchResult:
     if recipe.search is None:
         raise RecipeError("the recipe has no `search` section: there is nothing to search for")
     prepared, folder = prepare(recipe), Path(recipe.output)
-    tokens = read_tokens(prepared)
+    tokens = read_tokens(prepared, folder, progress)
     make_folder(folder)
     return _search(prepared, tokens, folder, progress)
 
@@ -127,7 +128,7 @@ def prepare_known(recipe: Recipe) -> Prepared:
     prepared = prepare(recipe)
     if recipe.search is None:
         return prepared
-    tokens = read_tokens(prepared)
+    tokens = read_tokens(prepared, Path(recipe.output), known_only=True)
     assert tokens.calibration is not None  # the recipe's own check: a search needs calibration
     result = search_ranks(
         recipe,
@@ -157,22 +158,26 @@ def _search(prepared: Prepared, tokens: Tokens, folder: Path, progress: Progress
     return result
 
 
-def _claim(folder: Path, *, fresh: bool) -> None:
-    """Make the output folder ours, without touching what is not.
-
-    Args:
-        fresh: remove what an earlier run left; sensitivities stay, under their key.
-
-    Raises:
-        ResourceError: the folder cannot be written, or holds a recipe that no run put there.
-    """
-    ours = is_store(folder / STORE)
-    if not ours and (folder / RECIPE_FILE).exists():
+def _require_claimable(folder: Path) -> None:
+    """Raises ResourceError when the output folder holds a recipe that no run put there."""
+    if not is_store(folder / STORE) and (folder / RECIPE_FILE).exists():
         raise ResourceError(
             f"{folder} holds a {RECIPE_FILE} that is not a run's and would be overwritten: "
             "choose another `output`"
         )
-    if fresh and ours:
+
+
+def _claim(folder: Path, *, fresh: bool) -> None:
+    """Make the output folder ours, without touching what is not.
+
+    Args:
+        fresh: remove what an earlier run left; sensitivities and generated text stay, each
+            under its key.
+
+    Raises:
+        ResourceError: the folder cannot be written.
+    """
+    if fresh and is_store(folder / STORE):
         for name in (RUN_FILE, RECIPE_FILE, _LOG_FILE):
             (folder / name).unlink(missing_ok=True)
         # The store goes last: it is what tells that the folder is ours.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,10 +24,16 @@ from asvd_q.quantization import TORCH_TYPES, float_type_of
 from asvd_q.recipe import ExportSection, Recipe
 from asvd_q.report.run import CorpusRecord
 from asvd_q.search import make_plan
-from asvd_q.statistics.corpora import load_corpus
+from asvd_q.statistics.corpora import Corpus, load_corpus
+from asvd_q.statistics.generated import GeneratedText
 from asvd_q.statistics.windows import calibration_windows
 
 __all__ = ["Prepared", "Tokens", "prepare", "read_tokens", "require_exports"]
+
+Progress = Callable[[str, int, int], None]
+
+_GENERATED = "calibration"
+"""Folder of generated text inside a run folder."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +117,44 @@ class Tokens:
     corpora: tuple[CorpusRecord, ...]
 
 
-def read_tokens(prepared: Prepared) -> Tokens:
-    """Read and cut the text of calibration and evaluation.
+def read_tokens(
+    prepared: Prepared,
+    folder: Path | None = None,
+    progress: Progress = lambda stage, done, total: None,
+    *,
+    known_only: bool = False,
+) -> Tokens:
+    """Read and cut the text of calibration and evaluation; sample what is to be generated.
+
+    Args:
+        folder: the run's, which keeps generated text; None keeps none.
+        progress: called while text is generated.
+        known_only: generate nothing.
 
     Raises:
-        CorpusError: a corpus that is missing, empty or too short.
+        CorpusError: a corpus that is missing, empty or too short; `known_only`, and text that
+            was never generated.
+        ResourceError: a model too large to generate text with.
     """
     recipe, source = prepared.recipe, prepared.source
     calibration: Tensor | None = None
     records: list[CorpusRecord] = []
     if recipe.calibration is not None:
         section = recipe.calibration
-        corpora = [(load_corpus(corpus), corpus.weight) for corpus in section.corpora]
+        generated = GeneratedText(
+            source,
+            prepared.skeleton,
+            seed=section.seed,
+            device=prepared.device,
+            dtype=TORCH_TYPES[recipe.compute_dtype],
+            folder=None if folder is None else folder / _GENERATED,
+            known_only=known_only,
+            progress=progress,
+        )
+        corpora: list[tuple[Corpus | GeneratedText, float]] = [
+            (generated if corpus.is_generated else load_corpus(corpus), corpus.weight)
+            for corpus in section.corpora
+        ]
         calibration = calibration_windows(
             corpora,
             source.tokenizer,
@@ -128,10 +163,7 @@ def read_tokens(prepared: Prepared) -> Tokens:
             seed=section.seed,
             bos=section.bos,
         )
-        records = [
-            CorpusRecord(corpus=text.name, split=text.split, use="calibration", sha256=text.sha256)
-            for text, _ in corpora
-        ]
+        records = [_calibration_record(text, calibration) for text, _ in corpora]
     texts = []
     if recipe.evaluate is not None:
         texts = evaluation_texts(recipe.evaluate, source.tokenizer)
@@ -140,6 +172,16 @@ def read_tokens(prepared: Prepared) -> Tokens:
         for text in texts
     ]
     return Tokens(calibration, tuple(texts), tuple(records))
+
+
+def _calibration_record(text: Corpus | GeneratedText, windows: Tensor) -> CorpusRecord:
+    """Generated text is known by the tokens of all windows, having no text of its own."""
+    digest = (
+        text.sha256
+        if isinstance(text, Corpus)
+        else hashlib.sha256(windows.numpy().tobytes()).hexdigest()
+    )
+    return CorpusRecord(corpus=text.name, split=text.split, use="calibration", sha256=digest)
 
 
 def require_exports(prepared: Prepared) -> None:

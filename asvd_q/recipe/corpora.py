@@ -21,7 +21,17 @@ from pydantic_core import CoreSchema
 from asvd_q.recipe.base import Bool, Bos, Count, Number, Section, Text
 from asvd_q.recipe.paths import resolve_path
 
-__all__ = ["BUILT_IN", "FILE_TYPES", "CalibrationSection", "CorpusSection", "EvaluateSection"]
+__all__ = [
+    "BUILT_IN",
+    "FILE_TYPES",
+    "GENERATED",
+    "CalibrationSection",
+    "CorpusSection",
+    "EvaluateSection",
+]
+
+GENERATED = "generated"
+"""Text sampled from the model itself: it has one part of its own, and only calibrates."""
 
 BUILT_IN = ("python-docs", "python-source")
 FILE_TYPES = (".txt", ".jsonl", ".json")
@@ -30,13 +40,15 @@ PLACEHOLDER = "{split}"
 
 _HUB_NAME = re.compile(r"hub:[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _BUILT_IN_SPLITS = ("train", "test")
+_SAMPLED = "sampled"
 
 
 class CorpusSection(Section):
     """One corpus. A plain string is short for `{source: …}`."""
 
     source: Text
-    """python-docs, python-source, a .txt, .jsonl or .json path (may hold {split}), or hub:…"""
+    """generated (sampled from the model itself, in `calibration` only), python-docs,
+    python-source, a .txt, .jsonl or .json path (may hold {split}), or hub:…"""
 
     split: Text = "train"
     """Part of the corpus; train in `calibration`, test in `evaluate` unless it is given."""
@@ -50,18 +62,22 @@ class CorpusSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_string(cls, value: Any) -> Any:
-        return {"source": value} if isinstance(value, str) else value
+        value = {"source": value} if isinstance(value, str) else value
+        if isinstance(value, Mapping) and value.get("source") == GENERATED:
+            return {"split": _SAMPLED, **value}
+        return value
 
     @field_validator("source")
     @classmethod
     def _known(cls, source: str) -> str:
-        if source in BUILT_IN or source.endswith(FILE_TYPES) or _HUB_NAME.fullmatch(source):
+        known = (GENERATED, *BUILT_IN)
+        if source in known or source.endswith(FILE_TYPES) or _HUB_NAME.fullmatch(source):
             return source
-        close = get_close_matches(source, BUILT_IN, n=1)
+        close = get_close_matches(source, known, n=1)
         raise ValueError(
             "no corpus of that name"
             + (f": did you mean {close[0]!r}?" if close else ".")
-            + f" Allowed: {', '.join(BUILT_IN)}, a path ending in {', '.join(FILE_TYPES)}, "
+            + f" Allowed: {', '.join(known)}, a path ending in {', '.join(FILE_TYPES)}, "
             "or hub:owner/name with :config where it has several"
         )
 
@@ -71,12 +87,20 @@ class CorpusSection(Section):
             raise ValueError(
                 f"{self.source} has the splits {' and '.join(_BUILT_IN_SPLITS)}, not {self.split!r}"
             )
+        if self.is_generated and self.split != _SAMPLED:
+            raise ValueError("generated text has no splits: leave `split` out")
         return self
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether the text is sampled from the model."""
+        return self.source == GENERATED
 
     @property
     def is_file(self) -> bool:
         """Whether the source is a local file."""
-        return self.source not in BUILT_IN and not self.source.startswith(HUB)
+        named = self.is_generated or self.source in BUILT_IN
+        return not named and not self.source.startswith(HUB)
 
     @property
     def path(self) -> str:
@@ -219,6 +243,16 @@ class EvaluateSection(_Corpora):
     allow_overlap: Bool = False
     """Let calibration and evaluation read the same part of a corpus."""
 
+    @field_validator("corpora")
+    @classmethod
+    def _held_out(cls, corpora: tuple[CorpusSection, ...]) -> tuple[CorpusSection, ...]:
+        if any(corpus.is_generated for corpus in corpora):
+            raise ValueError(
+                "generated text is sampled from the model itself and measures nothing: it is for "
+                "`calibration` only"
+            )
+        return corpora
+
     @classmethod
     def _split(cls) -> str:
         return "test"
@@ -226,7 +260,7 @@ class EvaluateSection(_Corpora):
 
 def _with_split(item: Any, split: str) -> Any:
     if isinstance(item, str):
-        return {"source": item, "split": split}
-    if isinstance(item, Mapping) and "split" not in item:
+        return item if item == GENERATED else {"source": item, "split": split}
+    if isinstance(item, Mapping) and "split" not in item and item.get("source") != GENERATED:
         return {**item, "split": split}
     return item

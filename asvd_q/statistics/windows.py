@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,23 @@ from asvd_q.statistics.corpora import Corpus
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["calibration_windows", "evaluation_windows", "samples_per_corpus", "tokenize"]
+__all__ = [
+    "WindowSource",
+    "calibration_windows",
+    "evaluation_windows",
+    "samples_per_corpus",
+    "tokenize",
+]
+
+
+class WindowSource(Protocol):
+    """Makes calibration windows itself, instead of having them cut from text."""
+
+    @property
+    def name(self) -> str: ...
+
+    def windows(self, count: int, window: int, first: int | None) -> Tensor:
+        """int64 (count, window), starting with the token `first` where that is not None."""
 
 
 def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -31,7 +47,7 @@ def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Tensor:
 
 
 def calibration_windows(
-    corpora: Sequence[tuple[Corpus, float]],
+    corpora: Sequence[tuple[Corpus | WindowSource, float]],
     tokenizer: PreTrainedTokenizerBase,
     *,
     samples: int,
@@ -65,6 +81,9 @@ def calibration_windows(
     windows: list[Tensor] = []
     shares = samples_per_corpus(corpora, samples)
     for (corpus, _), share in zip(corpora, shares, strict=True):
+        if not isinstance(corpus, Corpus):
+            windows.extend(corpus.windows(share, window, first))
+            continue
         ids = tokenize(corpus, tokenizer)
         _require(corpus, len(ids), window, window + 1)
         for _ in range(share):
@@ -108,7 +127,9 @@ def evaluation_windows(
     return _with_bos(ids[: count * window].view(count, window), first)
 
 
-def samples_per_corpus(corpora: Sequence[tuple[Corpus, float]], samples: int) -> list[int]:
+def samples_per_corpus(
+    corpora: Sequence[tuple[Corpus | WindowSource, float]], samples: int
+) -> list[int]:
     """Share windows out in proportion to the weights, by largest remainder.
 
     Ties go to the corpus that is named first.

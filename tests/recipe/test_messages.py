@@ -133,7 +133,7 @@ __all__ = ["recipe_file"]
         ),
         (
             "calibration.corpora.1.source=x",
-            "calibration.corpora.1.source is 'x': no corpus of that name. Allowed: python-docs,",
+            "calibration.corpora.1.source is 'x': no corpus of that name. Allowed: generated, python-docs,",
         ),
         ("calibration={corpus: x.csv}", "calibration.corpus is 'x.csv': no corpus of that name"),
         ("calibration={corpus: {source: x.csv}}", "calibration.corpus.source is 'x.csv': "),
@@ -144,6 +144,11 @@ __all__ = ["recipe_file"]
             "calibration.corpora.1.split=dev",
             "python-source has the splits train and test, not 'dev'",
         ),
+        (
+            "calibration.corpora.0={source: generated, split: train}",
+            "generated text has no splits: leave `split` out",
+        ),
+        ("evaluate.corpora.0=generated", "it is for `calibration` only"),
         ("calibration.corpora=[python-docs, python-docs]", "lists python-docs (train) twice"),
         ("calibration=null", "decompose.scaling is 'whitening' and needs activation statistics"),
         (
