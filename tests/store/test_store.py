@@ -26,7 +26,9 @@ CHOICES: dict[str, Choice] = {
     "q_proj": (8, None),
     "k_proj": (None, QuantSpec(bits=3, group_size=16, symmetric=False)),
     "v_proj": (4, QuantSpec(bits=4, group_size=32, clip="mse")),
+    "o_proj": (None, QuantSpec(method="nf4", group_size=128)),
     "gate_proj": (6, QuantSpec(bits=8, group_size=-1, symmetric=False)),
+    "up_proj": (5, QuantSpec(method="nf4", double_quant=True)),
 }
 """Every kind of content; the other layers are left alone."""
 
@@ -165,6 +167,50 @@ def untouched(plan: LayerPlan) -> LayerRecord:
 def test_bytes_of_the_records_are_those_of_the_weights(store: Store) -> None:
     for layer in store.layers():
         assert layer.record.bytes_after == sum(part.nbytes for part in layer.weights.values())
+
+
+@pytest.mark.parametrize(("kind", "method"), [("k_proj", "nf4"), ("o_proj", "gptq")])
+def test_tensors_of_another_kind_of_weight_are_told_by_layer(
+    kind: str, method: str, store: Store
+) -> None:
+    """A record that names another method than the one that made the tensors is damage."""
+    layer = f"model.layers.0.self_attn.{kind}"
+    path = store.folder / "blocks" / "00000.json"
+    content = json.loads(path.read_text())
+    for record in content["records"]:
+        if record["name"] == layer:
+            record["quantization"]["weight"] = {"method": method}
+    path.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=rf"is damaged at {layer}"):
+        Store.open(store.folder, store.source).layer(layer)
+
+
+def test_act_order_comes_back_with_its_permutation(source: SourceModel, tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj"
+    spec = QuantSpec(method="gptq", bits=3, group_size=16, symmetric=False, act_order=True)
+    weight = source.tensor(f"{name}.weight")
+    inputs = torch.randn(64, 32, generator=torch.Generator().manual_seed(0)).double()
+    made = quantize(weight, spec, inputs.T @ inputs / 64)
+    plan = LayerPlan(
+        name=name, kind="q_proj", block=0, shape=(32, 32), quantization={"weight": spec}
+    )
+    header = StoreHeader(
+        key="k",
+        asvd_q="0",
+        source=source.identity,
+        plan=Plan(float_type="float32", layers=(plan,)),
+    )
+    record = untouched(plan).model_copy(
+        update={"quantization": plan.quantization, "bytes_after": made.nbytes}
+    )
+    store = Store.create(tmp_path / "store", header, source)
+    store.write_block(0, [StoredLayer(record, {"weight": made})])
+    again = Store.open(store.folder, source).layer(name)
+    assert again.record == record
+    assert torch.equal(again.weights["weight"].dequantize(), made.dequantize())
+    ours, theirs = again.weights["weight"].tensors(), made.tensors()
+    assert sorted(theirs) == ["codes", "permutation", "scales", "zeros"]
+    assert all(torch.equal(ours[part], theirs[part]) for part in theirs)
 
 
 def test_records_come_in_model_order(store: Store) -> None:
