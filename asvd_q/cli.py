@@ -176,8 +176,8 @@ def search(
     loaded = _load(recipe, overrides)
     from asvd_q import pipeline
     from asvd_q.report.progress import showing_progress
-    from asvd_q.report.search import SEARCH, search_findings, search_table
-    from asvd_q.report.tables import print_table, size
+    from asvd_q.report.search import SEARCH, search_findings, search_summary, search_table
+    from asvd_q.report.tables import print_table
 
     with showing_progress(_console(stderr=True)) as progress:
         result = pipeline.search(loaded, progress)
@@ -186,13 +186,8 @@ def search(
         print((folder / "search.json").read_text(), end="")  # noqa: T201
         return
     print_table(_console(), search_table(result))
-    total = result.allocation
-    _say(
-        f"{total.parameters} parameters, {size(total.bytes)} in the searched layers; predicted "
-        f"loss increase {total.loss:.5f} nats per token"
-    )
-    for finding in search_findings(result):
-        _say(finding)
+    for line in (*search_summary(result), *search_findings(result)):
+        _say(line)
     _say(f"ranks for a recipe, the table and plots: {folder}")
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["ATTENTION", "MLP", "OTHER", "part_of", "plot_kept_ratios", "plot_sensitivities"]
+__all__ = [
+    "ATTENTION",
+    "MLP",
+    "OTHER",
+    "part_of",
+    "plot_kept_ratios",
+    "plot_predictions",
+    "plot_sensitivities",
+]
 
 ATTENTION, MLP, OTHER = "attention", "MLP", "other"
 
@@ -67,6 +75,41 @@ def plot_kept_ratios(
     return save()
 
 
+def plot_predictions(
+    points: Sequence[tuple[float, float]],
+    chosen: tuple[float, float],
+    folder: Path,
+    name: str = "predicted-measured",
+    *,
+    unit: str = "nats per token",
+) -> list[Path]:
+    """What allocations lose with all their layers truncated, against what was predicted.
+
+    Args:
+        points: (predicted, measured) loss increase of allocations along the trade-off.
+        chosen: of the one that the search ends with.
+        folder: an existing folder.
+        unit: of the predictions. In nats per token they lie on the diagonal where they are right.
+    """
+    axes, save = _canvas(folder, name)
+    everything = sorted([*points, chosen])
+    axes.plot(*zip(*everything, strict=True), color="#b8b8b8", linewidth=1, zorder=1)
+    if points:
+        axes.scatter(*zip(*points, strict=True), color="#2f6fb0", label="other allocations")
+    axes.scatter(*chosen, color="#d1622b", s=70, zorder=3, label="chosen")
+    if unit == "nats per token":
+        ends = [everything[0][0], everything[-1][0]]
+        axes.plot(ends, ends, color="#6b6b6b", linestyle=":", linewidth=1, label="as predicted")
+    if min(map(min, everything)) > 0:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+    axes.set_xlabel(f"predicted: sum over the layers, {unit}")
+    axes.set_ylabel("measured: all layers truncated, nats per token")
+    axes.set_title("Predicted and measured loss increase")
+    axes.legend(frameon=False)
+    return save()
+
+
 def part_of(layer: str) -> str:
     """Whether a layer belongs to attention, to the MLP, or to something else, by its name."""
     kind = layer.rsplit(".", 1)[-1]
@@ -77,6 +120,7 @@ def part_of(layer: str) -> str:
 
 def _canvas(folder: Path, name: str) -> tuple[Axes, Callable[[], list[Path]]]:
     """Empty axes, and what saves them as `name` in both formats."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -89,8 +133,10 @@ def _canvas(folder: Path, name: str) -> tuple[Axes, Callable[[], list[Path]]]:
     def save() -> list[Path]:
         png, svg = folder / f"{name}.png", folder / f"{name}.svg"
         figure.savefig(png, dpi=150)
-        # Without a date the same search gives the same bytes.
-        figure.savefig(svg, metadata={"Date": None})
+        # Without a date, and with names that are no random numbers, the same search gives the
+        # same bytes.
+        with rc_context({"svg.hashsalt": name}):
+            figure.savefig(svg, metadata={"Date": None})
         return [png, svg]
 
     return axes, save

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from asvd_q.files import write_text
-from asvd_q.report.plots import MLP, part_of, plot_kept_ratios, plot_sensitivities
-from asvd_q.report.tables import Table
+from asvd_q.report.plots import (
+    MLP,
+    part_of,
+    plot_kept_ratios,
+    plot_predictions,
+    plot_sensitivities,
+)
+from asvd_q.report.tables import Table, size
 from asvd_q.search.ranks import SearchResult
+from asvd_q.search.verification import Verification
 
-__all__ = ["SEARCH", "search_findings", "search_table", "write_search"]
+__all__ = ["SEARCH", "search_findings", "search_summary", "search_table", "write_search"]
 
 SEARCH = "search"
 """Folder of a search inside a run folder."""
@@ -30,6 +38,7 @@ def write_search(result: SearchResult, folder: Path) -> None:
         "parameters": totals.parameters,
         "bytes": totals.bytes,
         "predicted_loss": totals.loss,
+        "verification": None if result.verification is None else _measured(result.verification),
         "layers": {
             name: {
                 "rank": candidate.rank,
@@ -45,6 +54,15 @@ def write_search(result: SearchResult, folder: Path) -> None:
     write_text(folder / "search.json", json.dumps(content, indent=1) + "\n")
     plot_sensitivities(_curves(result), folder)
     plot_kept_ratios(result.kept, folder)
+    if result.verification is None:
+        for path in folder.glob("predicted-measured.*"):  # of an earlier search
+            path.unlink()
+    else:
+        *others, chosen = (
+            (one.allocation.loss, one.loss)
+            for one in (*result.verification.others, result.verification.chosen)
+        )
+        plot_predictions(others, chosen, folder)
 
 
 def search_table(result: SearchResult) -> Table:
@@ -61,6 +79,27 @@ def search_table(result: SearchResult) -> Table:
     )
     columns = ("layer", "rank", "kept", "predicted loss", "candidates")
     return Table("Ranks found by the search", columns, rows)
+
+
+def search_summary(result: SearchResult) -> list[str]:
+    """What was chosen in all: its size, what it is predicted to lose, and what it does lose."""
+    total, found = result.allocation, result.verification
+    lines = [
+        f"{total.parameters} parameters, {size(total.bytes)} in the searched layers; predicted "
+        f"loss increase {total.loss:.5f} nats per token"
+    ]
+    if found is None:
+        return lines
+    words = "measured on the calibration tokens with all of them truncated: "
+    if found.perplexities is None:
+        words += f"divergence {found.chosen.loss:.5f} nats per token"
+    else:
+        before, after = found.perplexities
+        words += (
+            f"loss increase {found.chosen.loss:.5f} nats per token, perplexity {before:.4f} to "
+            f"{after:.4f} ({after / before - 1:+.2%})"
+        )
+    return [*lines, words]
 
 
 def search_findings(result: SearchResult) -> list[str]:
@@ -87,6 +126,29 @@ def search_findings(result: SearchResult) -> list[str]:
             "paper: early layers compress more)"
         )
     return found
+
+
+def _measured(found: Verification) -> dict[str, Any]:
+    """Predictions beside measurements, by falling bytes."""
+    before, after = found.perplexities or (None, None)
+    everything = sorted((*found.others, found.chosen), key=lambda one: -one.allocation.bytes)
+    return {
+        "metric": found.metric,
+        "dense_perplexity": before,
+        "perplexity": after,
+        "predicted_loss": found.chosen.allocation.loss,
+        "measured_loss": found.chosen.loss,
+        "allocations": [
+            {
+                "parameters": one.allocation.parameters,
+                "bytes": one.allocation.bytes,
+                "predicted_loss": one.allocation.loss,
+                "measured_loss": one.loss,
+                "chosen": one is found.chosen,
+            }
+            for one in everything
+        ],
+    }
 
 
 def _curves(result: SearchResult) -> dict[str, dict[float, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,6 +92,11 @@ class SearchContext:
             return
         with scratch_folder(self.folder / _SCRATCH) as scratch:
             yield scratch
+
+    def remove_scratch(self) -> None:
+        """Remove hidden states that a killed search has left."""
+        if not self.known_only:
+            shutil.rmtree(self.folder / _SCRATCH, ignore_errors=True)
 
     def key(self, **content: Any) -> str:
         """Hash of model, tokens, decomposition and whatever else a measured value depends on.

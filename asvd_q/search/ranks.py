@@ -20,7 +20,7 @@ from asvd_q.search.perplexity import perplexity_bound, search_perplexity
 from asvd_q.search.planning import layer_bytes, make_plan
 from asvd_q.search.sensitivities import Losses, Ranks, rank_grid, sensitivities
 from asvd_q.search.targets import make_target
-from asvd_q.search.verification import Verification
+from asvd_q.search.verification import Verification, allocations_around, verified
 
 __all__ = ["SearchResult", "search_ranks", "with_ranks"]
 
@@ -85,6 +85,7 @@ def search_ranks(
         RankError: the target lies outside what the candidates reach.
     """
     context = SearchContext(recipe, model, windows, folder, progress, known_only)
+    context.remove_scratch()
     search, weights = context.search, context.weights
     dense = _plan(recipe, model, float_type, {})
     if not weights:
@@ -112,12 +113,15 @@ def search_ranks(
         target = LossBound(perplexity_bound(context, _smallest(offer(_alike(ranks)))))
     losses = sensitivities(context, ranks)
     candidates = offer(losses)
-    if search.perplexity is None:
-        allocation = allocate(candidates, target=target, method=search.method)
-        verification = None
-    else:
+    verification: Verification | None = None
+    if search.perplexity is not None:
         verification = search_perplexity(context, candidates, target.limit)
         allocation = verification.chosen.allocation
+    else:
+        allocation = allocate(candidates, target=target, method=search.method)
+        if search.verify:
+            others = allocations_around(candidates, allocation, target.unit, search.method)
+            verification = verified(context, allocation, others)
     shapes = {weight.name: weight.shape for weight in weights}
     return SearchResult(shapes, losses, candidates, allocation, verification)
 

@@ -23,7 +23,11 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 def _recipe(folder: Path, **search: Any) -> Recipe:
     return load_recipe(
-        write_recipe(folder, decompose={"rank_multiple": 8, "scaling": "whitening"}, search=search)
+        write_recipe(
+            folder,
+            decompose={"rank_multiple": 8, "scaling": "whitening"},
+            search={"verify": False, **search},
+        )
     )
 
 
@@ -146,7 +150,7 @@ def _hidden_states(folder: Path, place: str, **search: Any) -> Recipe:
             folder,
             calibration=calibration,
             decompose=_NARROW,
-            search={"kept_ratio": 0.99, "ratios": [0.5], **search},
+            search={"kept_ratio": 0.99, "ratios": [0.5], "verify": False, **search},
         )
     )
 
@@ -178,6 +182,18 @@ def test_hidden_states_are_removed_after_an_error(tmp_path: Path, sensitivity: s
     assert not (tmp_path / "run/search/scratch").exists()
 
 
+def test_hidden_states_of_a_killed_search_are_removed(tmp_path: Path) -> None:
+    recipe = _hidden_states(tmp_path, "disk")
+    found = pipeline.search(recipe, _silent)
+    left = tmp_path / "run/search/scratch/dense/00000.bin"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"x")
+    assert pipeline.prepare_known(recipe).plan.ranks == found.ranks
+    assert left.exists()
+    pipeline.search(recipe, _silent)
+    assert not (tmp_path / "run/search/scratch").exists()
+
+
 def test_a_layer_that_no_token_reaches_stays_dense_and_is_not_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,7 +213,7 @@ def test_a_layer_that_no_token_reaches_stays_dense_and_is_not_tried_again(
 
 
 def test_an_interrupted_exact_sweep_goes_on(tmp_path: Path) -> None:
-    search = {"kept_ratio": 0.99, "sensitivity": "exact", "ratios": [0.5]}
+    search = {"kept_ratio": 0.99, "sensitivity": "exact", "ratios": [0.5], "verify": False}
     section = {"include": ["*.k_proj"], "rank_multiple": 8}
     recipe = load_recipe(write_recipe(tmp_path, decompose=section, search=search))
     undisturbed = pipeline.search(
