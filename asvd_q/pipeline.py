@@ -210,7 +210,14 @@ def _compress(
         calibration = None
         if windows is not None and recipe.calibration is not None:
             calibration = Calibration(windows, recipe.calibration.batch_size, scratch)
-        compress(model, store, section=recipe.decompose, calibration=calibration, progress=progress)
+        compress(
+            model,
+            store,
+            section=recipe.decompose,
+            factor_aware=recipe.factor_aware,
+            calibration=calibration,
+            progress=progress,
+        )
     return Store.open(folder / STORE, source)
 
 

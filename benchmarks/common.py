@@ -139,6 +139,7 @@ class Bench:
             BlockwiseModel(self.source, skeleton=self.skeleton),
             store,
             section=parsed.decompose,
+            factor_aware=parsed.factor_aware,
             calibration=Calibration(self.calibration(calibration), _BATCH),
             progress=lambda stage, done, total: None,
         )

@@ -5,21 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from asvd_q.compression.decompose import Decomposition, decompose
 from asvd_q.decomposition import (
     Factors,
-    Scaling,
     refit_left,
-    refit_target,
     refitted_output_error,
     relative_output_error,
-    spectrum,
-    truncate,
 )
-from asvd_q.decomposition.choice import make_scaling
 from asvd_q.errors import NumericsError
-from asvd_q.plan import FloatType, LayerPlan, QuantSpec, Slot, store_bytes
+from asvd_q.plan import FloatType, LayerPlan, Slot, store_bytes
 from asvd_q.quantization import TORCH_TYPES, FloatWeight, StoredWeight, quantize
-from asvd_q.recipe import DecomposeSection
+from asvd_q.recipe import FULLY_AWARE, DecomposeSection, FactorAware
 from asvd_q.records import LayerRecord
 from asvd_q.statistics.collectors import SiteStatistics
 from asvd_q.store import StoredLayer
@@ -33,6 +29,7 @@ def compress_layer(
     float_type: FloatType,
     *,
     section: DecomposeSection | None = None,
+    factor_aware: FactorAware = FULLY_AWARE,
     statistics: SiteStatistics | None = None,
     fisher: Tensor | None = None,
 ) -> StoredLayer:
@@ -44,6 +41,7 @@ def compress_layer(
     Args:
         weight: W (out, in), in the type it is stored in.
         section: how to decompose; needed when the plan says factors.
+        factor_aware: what of B's codes A is told; looked at where B is quantized.
         statistics: of the layer's site. None measures errors on the weights alone.
         fisher: (in,), see `make_scaling`.
 
@@ -56,30 +54,29 @@ def compress_layer(
     """
     if not torch.isfinite(weight).all():
         raise NumericsError(f"{plan.name}: the weight holds NaN or infinity")
+    gram = None if statistics is None else statistics.gram
     quantized = any(spec is not None for spec in plan.quantization.values())
     errors: dict[str, float] = {}
     notes: list[str] = []
-    matrices: dict[Slot, Tensor] = {"weight": weight.to(TORCH_TYPES[float_type])}
-    if plan.rank is not None:
-        assert section is not None
-        try:
-            scaling = make_scaling(section, statistics, fisher)
-            factors = _factors(weight, plan, section, scaling, statistics, notes)
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            reason = f"its decomposition failed: {str(error).splitlines()[0]}"
-            return keep_layer(weight, plan, float_type, reason)
-        except NumericsError as error:
-            raise NumericsError(f"{plan.name}: {error}") from error
-        matrices = {"B": factors.B, "A": factors.A}
-        if quantized:
-            errors["decompose"] = _error(weight, factors.product(), statistics)
+    stored: dict[Slot, StoredWeight]
     try:
-        stored: dict[Slot, StoredWeight] = {
-            slot: _store(matrix, plan.quantization[slot], float_type)
-            for slot, matrix in matrices.items()
-        }
-    except ValueError as error:
+        if plan.rank is None:
+            rounded = weight.to(TORCH_TYPES[float_type])
+            stored = {"weight": _quantized(rounded, plan, "weight", float_type, gram)}
+        else:
+            assert section is not None
+            found = decompose(weight, plan, section, statistics, fisher)
+            notes.extend(found.notes)
+            if quantized:
+                errors["decompose"] = _error(weight, found.factors.product(), statistics)
+            stored = _quantized_factors(found, plan, float_type, gram, factor_aware)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        reason = f"its decomposition failed: {str(error).splitlines()[0]}"
+        return keep_layer(weight, plan, float_type, reason)
+    except (NumericsError, ValueError) as error:
         raise NumericsError(f"{plan.name}: {error}") from error
+    for slot, part in stored.items():
+        notes.extend(f"{slot}: {note}" for note in part.notes)
     if quantized or plan.rank is not None:
         stage = "quantize" if quantized else "decompose"
         errors[stage] = _error(weight, _product(stored).to(weight.device), statistics)
@@ -100,37 +97,28 @@ def keep_layer(
     return StoredLayer(_record(weight, kept, float_type, stored, {}, True, []), stored)
 
 
-def _factors(
-    weight: Tensor,
+def _quantized_factors(
+    found: Decomposition,
     plan: LayerPlan,
-    section: DecomposeSection,
-    scaling: Scaling,
-    statistics: SiteStatistics | None,
-    notes: list[str],
-) -> Factors:
-    """A and B of the planned rank, refitted where the recipe says so."""
-    assert plan.rank is not None
-    target = weight
-    refit = section.refit and statistics is not None and statistics.dense is not None
-    if refit:
-        assert statistics is not None
-        assert statistics.dense is not None
-        target = refit_target(
-            weight, statistics.gram, statistics.dense.cross, section.refit_damping
-        )
-    found = spectrum(target, scaling, plan.name)
-    if scaling.retries:
-        notes.append(f"damping raised {scaling.retries} times, to {scaling.damping:g}")
-    if found.numerical_rank < plan.rank:
-        notes.append(
-            f"numerical rank {found.numerical_rank} is below the planned {plan.rank}: "
-            "the rest of the factors is zero"
-        )
-    factors = truncate(found, plan.rank, section.sigma_split)
-    if refit and section.scaling != "whitening":
-        assert statistics is not None
-        factors = refit_left(factors, target, statistics.gram)
-    return factors
+    float_type: FloatType,
+    gram: Tensor | None,
+    factor_aware: FactorAware,
+) -> dict[Slot, StoredWeight]:
+    """B first, then A, for what the stored B makes of the layer's inputs.
+
+    In float64 the error that B's rounding leaves is one that A can partly make up for:
+    A = W Ĝ B̂ᵀ (B̂ Ĝ B̂ᵀ)⁺ is its closed form.
+    """
+    factors = found.factors
+    right = _quantized(factors.B, plan, "B", float_type, gram)
+    latent = None
+    if gram is not None:
+        rounded = right.dequantize().double().to(gram.device)
+        basis = rounded if factor_aware.latent_gram else factors.B
+        latent = basis @ gram @ basis.T
+        if factor_aware.refit and plan.quantization["B"] is not None:
+            factors = refit_left(Factors(factors.A, rounded), found.target, gram)
+    return {"B": right, "A": _quantized(factors.A, plan, "A", float_type, latent)}
 
 
 def _error(weight: Tensor, approximation: Tensor, statistics: SiteStatistics | None) -> float:
@@ -144,9 +132,13 @@ def _error(weight: Tensor, approximation: Tensor, statistics: SiteStatistics | N
     )
 
 
-def _store(matrix: Tensor, spec: QuantSpec | None, float_type: FloatType) -> StoredWeight:
+def _quantized(
+    matrix: Tensor, plan: LayerPlan, slot: Slot, float_type: FloatType, gram: Tensor | None
+) -> StoredWeight:
+    """One matrix as it is stored; `gram` is of its own input."""
+    spec = plan.quantization[slot]
     if spec is not None:
-        return quantize(matrix.cpu(), spec)
+        return quantize(matrix.cpu(), spec, None if gram is None else gram.cpu())
     rounded = matrix.cpu().to(TORCH_TYPES[float_type])
     if not torch.isfinite(rounded).all():
         raise ValueError(f"a value does not fit into {float_type}; set model.dtype to a wider type")

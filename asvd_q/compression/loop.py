@@ -23,7 +23,7 @@ from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import Site, WeightRef
 from asvd_q.plan import LayerPlan, Slot
-from asvd_q.recipe import DecomposeSection
+from asvd_q.recipe import FULLY_AWARE, DecomposeSection, FactorAware
 from asvd_q.statistics.collectors import SiteStatistics, collecting, collecting_pairs
 from asvd_q.statistics.fisher import fisher_information
 from asvd_q.store import Store, StoredLayer
@@ -74,6 +74,7 @@ def compress(
     store: Store,
     *,
     section: DecomposeSection | None,
+    factor_aware: FactorAware = FULLY_AWARE,
     calibration: Calibration | None,
     progress: Progress,
 ) -> None:
@@ -82,12 +83,13 @@ def compress(
     Args:
         model: the dense model; it is not changed.
         section: how to decompose; None when the plan holds no factors.
+        factor_aware: what of B's codes A is told.
         calibration: None when nothing needs statistics; errors are then those of the weights.
 
     Raises:
         NumericsError: NaN or infinity in a weight or an activation, naming the layer.
     """
-    loop = _Loop(model, store, section, progress)
+    loop = _Loop(model, store, section, factor_aware, progress)
     if calibration is None:
         for done, block in enumerate(store.blocks()):
             if not store.is_finished(block):
@@ -103,11 +105,13 @@ class _Loop:
         model: BlockwiseModel,
         store: Store,
         section: DecomposeSection | None,
+        factor_aware: FactorAware,
         progress: Progress,
     ) -> None:
         self.model = model
         self.store = store
         self.section = section
+        self.factor_aware = factor_aware
         self.progress = progress
         self.weights = {weight.name: weight for weight in model.skeleton.weights}
         self.fisher: dict[str, Tensor] = {}
@@ -171,6 +175,7 @@ class _Loop:
             plan,
             self.store.float_type,
             section=self.section,
+            factor_aware=self.factor_aware,
             statistics=statistics,
             fisher=self.fisher.get(plan.name),
         )

@@ -10,19 +10,21 @@ from asvd_q.recipe.export import ExportSection
 from asvd_q.recipe.load import load_recipe
 from asvd_q.recipe.messages import explain_validation_error
 from asvd_q.recipe.model import ModelSection
-from asvd_q.recipe.quantize import QuantizeOverride, QuantizeSection
+from asvd_q.recipe.quantize import FULLY_AWARE, FactorAware, QuantizeOverride, QuantizeSection
 from asvd_q.recipe.quantsettings import QUANTIZATION_METHODS, PartialQuantSpec
 from asvd_q.recipe.schema import Recipe, json_schema
 from asvd_q.recipe.search import SearchSection
 
 __all__ = [
     "BUILT_IN",
+    "FULLY_AWARE",
     "QUANTIZATION_METHODS",
     "CalibrationSection",
     "CorpusSection",
     "DecomposeSection",
     "EvaluateSection",
     "ExportSection",
+    "FactorAware",
     "ModelSection",
     "PartialQuantSpec",
     "QuantizeOverride",

@@ -13,11 +13,28 @@ from asvd_q.plan import QuantSpec, Slot
 from asvd_q.recipe.base import Bool, Section, Text, matches
 from asvd_q.recipe.quantsettings import KEYS, Method, PartialQuantSpec, make_spec, narrowed
 
-__all__ = ["Factors", "QuantizeOverride", "QuantizeSection"]
+__all__ = ["FULLY_AWARE", "FactorAware", "Factors", "QuantizeOverride", "QuantizeSection"]
+
+
+class FactorAware(Section):
+    """What A is told of B's codes. Both need a calibration, and do nothing without one."""
+
+    refit: Bool = True
+    """Fit A anew to B as it was quantized, before A itself is."""
+
+    latent_gram: Bool = True
+    """Quantize A for the inputs that the quantized B gives it, not for those of the exact B."""
+
+
+FULLY_AWARE = FactorAware()
+"""A is told all there is to tell."""
 
 
 class Factors(Section):
     """Settings for the two factors of decomposed layers."""
+
+    aware: FactorAware = FULLY_AWARE
+    """What the second factor knows of the first one's quantization."""
 
     A: PartialQuantSpec = PartialQuantSpec()
     """The factor applied second, (out, rank)."""

@@ -13,7 +13,7 @@ from asvd_q.recipe.corpora import CalibrationSection, EvaluateSection
 from asvd_q.recipe.decompose import DecomposeSection
 from asvd_q.recipe.export import ExportSection
 from asvd_q.recipe.model import ModelSection
-from asvd_q.recipe.quantize import QuantizeSection
+from asvd_q.recipe.quantize import FULLY_AWARE, FactorAware, QuantizeSection
 from asvd_q.recipe.search import SearchSection
 from asvd_q.recipe.text import dump_yaml
 
@@ -134,6 +134,11 @@ class Recipe(Section):
                     "or set evaluate.allow_overlap: true"
                 )
         return self
+
+    @property
+    def factor_aware(self) -> FactorAware:
+        """What A is told of B's codes."""
+        return FULLY_AWARE if self.quantize is None else self.quantize.factors.aware
 
     def resolved_yaml(self) -> str:
         """The recipe with every default written out; loading it gives an equal recipe."""

@@ -65,6 +65,7 @@ def compress_to(
         BlockwiseModel(source),
         store,
         section=recipe.decompose,
+        factor_aware=recipe.factor_aware,
         calibration=calibration,
         progress=progress,
     )

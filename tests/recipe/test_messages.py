@@ -26,7 +26,7 @@ __all__ = ["recipe_file"]
         ("modell=x", "modell is not a key here: did you mean 'model'?"),
         ("calibration.corpra=x", "calibration.corpra is not a key here: did you mean 'corpora'?"),
         ("quantize.dense.bts=3", "quantize.dense.bts is not a key here: did you mean 'bits'?"),
-        ("quantize.factors.Q.bits=3", "quantize.factors.Q is not a key here. Allowed: A, B"),
+        ("quantize.factors.Q.bits=3", "quantize.factors.Q is not a key here. Allowed: aware, A, B"),
         (
             "quantize.overrides.0.mach=x",
             "quantize.overrides.0.mach is not a key here: did you mean 'match'?",

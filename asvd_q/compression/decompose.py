@@ -1,0 +1,74 @@
+"""One layer's decomposition, as the recipe's `decompose` section says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from asvd_q.decomposition import Factors, refit_left, refit_target, spectrum, truncate
+from asvd_q.decomposition.choice import make_scaling
+from asvd_q.plan import LayerPlan
+from asvd_q.recipe import DecomposeSection
+from asvd_q.statistics.collectors import SiteStatistics
+
+__all__ = ["Decomposition", "decompose"]
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """What came of one layer.
+
+    Attributes:
+        target: the matrix (out, in) that the factors approximate: W, or what it was refitted to.
+        factors: float64.
+        notes: what a reader of the layer's record should know.
+    """
+
+    target: Tensor
+    factors: Factors
+    notes: tuple[str, ...]
+
+
+def decompose(
+    weight: Tensor,
+    plan: LayerPlan,
+    section: DecomposeSection,
+    statistics: SiteStatistics | None,
+    fisher: Tensor | None,
+) -> Decomposition:
+    """Factors of the planned rank, refitted where the recipe says so.
+
+    Args:
+        weight: W (out, in).
+        plan: of a layer that becomes factors.
+        statistics: of the layer's site; None only for `scaling: none`.
+        fisher: (in,), see `make_scaling`.
+
+    Raises:
+        NumericsError: NaN or infinity in the weight or the statistics.
+    """
+    assert plan.rank is not None
+    notes: list[str] = []
+    target = weight
+    scaling = make_scaling(section, statistics, fisher)
+    refit = section.refit and statistics is not None and statistics.dense is not None
+    if refit:
+        assert statistics is not None
+        assert statistics.dense is not None
+        target = refit_target(
+            weight, statistics.gram, statistics.dense.cross, section.refit_damping
+        )
+    found = spectrum(target, scaling, plan.name)
+    if scaling.retries:
+        notes.append(f"damping raised {scaling.retries} times, to {scaling.damping:g}")
+    if found.numerical_rank < plan.rank:
+        notes.append(
+            f"numerical rank {found.numerical_rank} is below the planned {plan.rank}: "
+            "the rest of the factors is zero"
+        )
+    factors = truncate(found, plan.rank, section.sigma_split)
+    if refit and section.scaling != "whitening":
+        assert statistics is not None
+        factors = refit_left(factors, found.weight, statistics.gram)
+    return Decomposition(found.weight, factors, tuple(notes))
