@@ -45,20 +45,20 @@ def factorise(gram: Tensor, damping: float) -> Feedback:
     λ is raised tenfold until the Cholesky factorisation succeeds.
 
     Args:
-        gram: float64 (in, in), columns in the order in which they will be quantized.
+        gram: float64 (in, in), symmetric, columns in the order in which they will be quantized.
 
     Raises:
         ValueError: no success up to λ = mean of the diagonal, or to the given λ where that is
             larger.
     """
     diagonal = gram.diagonal()
-    hessian = (gram + gram.T).div_(2 * diagonal[diagonal > 0].mean()).flip(0, 1)
+    # The order is reversed before and after: that makes an upper factor of the lower one.
+    hessian = gram.flip(0, 1).div_(diagonal[diagonal > 0].mean())
     added, retries = 0.0, 0
     largest = max(damping, _LARGEST_DAMPING)
     while damping <= largest:
         hessian.diagonal().add_(damping - added)
         added = damping
-        # The order is reversed before and after: that makes an upper factor of the lower one.
         lower, failed = torch.linalg.cholesky_ex(hessian)
         if not failed:
             upper = lower.flip(0, 1)

@@ -169,6 +169,8 @@ class _Run:
 
         `work` lacks what the columns of the group pass on to each other.
         """
+        if start == 0:
+            return self.original[:stop]
         upper = self.feedback.upper[start:stop, start:stop]
         passed_on = self.work[start:stop] - self.original[start:stop]
         adjustment: Tensor = torch.linalg.solve_triangular(
