@@ -13,7 +13,7 @@ from asvd_q.plan import QuantSpec
 from asvd_q.process import quiet
 from asvd_q.quantization.weights import QuantizedWeight
 
-__all__ = ["quantize_with_gptqmodel"]
+__all__ = ["make_task", "quantize_with_gptqmodel"]
 
 _SAMPLES = 1 << 20
 """More than gptqmodel's threshold below which it distrusts a Hessian."""
@@ -39,12 +39,8 @@ def quantize_with_gptqmodel(weight: Tensor, spec: QuantSpec, gram: Tensor) -> Qu
         ValueError: gptqmodel gave up, or a scale that float16 cannot hold.
         MissingExtraError: gptqmodel is not installed.
     """
-    diagonal = gram.diagonal()
     with quiet():
-        task = _task(weight, spec)
-        # It floors the diagonal by absolute numbers and counts dead columns as 1.
-        task.H = (gram / diagonal[diagonal > 0].mean()).float().cpu()
-        task.nsamples = _SAMPLES
+        task = make_task(weight, spec, gram)
         # Within one of its blocks it fits grids to weights that lack the block's own errors.
         found, scales, zeros, groups, _, _, damping, _ = task.quantize(
             blocksize=_BLOCK if spec.group_size == -1 else spec.group_size
@@ -68,7 +64,14 @@ def quantize_with_gptqmodel(weight: Tensor, spec: QuantSpec, gram: Tensor) -> Qu
     )
 
 
-def _task(weight: Tensor, spec: QuantSpec) -> Any:
+def make_task(weight: Tensor, spec: QuantSpec, gram: Tensor) -> Any:
+    """A `gptqmodel.quantization.gptq.GPTQ` that holds the matrix and its Hessian.
+
+    Args: as of `quantize_with_gptqmodel`.
+
+    Raises:
+        MissingExtraError: gptqmodel is not installed.
+    """
     # gptqmodel starts a pool that wants more workers than a small machine has cores.
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     try:
@@ -112,4 +115,8 @@ def _task(weight: Tensor, spec: QuantSpec) -> Any:
     task = GPTQ(linear, config)
     task.quantizer = Rounded(config, name=task.name)
     task.quantizer.configure(perchannel=True)
+    # It floors the diagonal by absolute numbers and counts dead columns as 1.
+    diagonal = gram.diagonal()
+    task.H = (gram / diagonal[diagonal > 0].mean()).float().cpu()
+    task.nsamples = _SAMPLES
     return task
