@@ -65,7 +65,7 @@ class OnnxExporter:
         self.float_type: FloatType | None = chosen.dtype
 
     def can_express(self, plan: Plan) -> list[Refusal]:
-        """Methods without integer codes, and group sizes that no block has."""
+        """Methods without integer codes, groups in act order, and sizes that no block has."""
         return [
             refusal
             for layer in plan
@@ -125,6 +125,12 @@ def _refusal(layer: str, spec: QuantSpec, columns: int) -> Refusal | None:
             layer,
             f"ONNX Runtime's MatMulNBits cannot hold the codes of {spec.method}",
             f"quantize it with {' or '.join(_METHODS)}",
+        )
+    if spec.permutes(columns):
+        return Refusal(
+            layer,
+            "its columns are grouped in act order, which ONNX Runtime's MatMulNBits cannot read",
+            "set static_groups: true beside act_order, or export it with gptq",
         )
     group = spec.group_width(columns)
     if group < columns and group not in BLOCK_SIZES:

@@ -39,6 +39,16 @@ def test_a_method_without_integer_codes_is_refused() -> None:
     assert "rtn" in refusal.instead
 
 
+def test_groups_in_act_order_are_refused_before_anything_is_computed() -> None:
+    spec = QuantSpec(method="gptq", group_size=32, act_order=True)
+    (refusal,) = OnnxExporter().can_express(plan(spec))
+    assert "act order" in refusal.reason
+    assert "static_groups" in refusal.instead
+    static = QuantSpec(method="gptq", group_size=32, act_order=True, static_groups=True)
+    assert OnnxExporter().can_express(plan(static)) == []
+    assert OnnxExporter().can_express(plan(spec.model_copy(update={"group_size": -1}))) == []
+
+
 def test_a_plan_of_everything_it_holds_is_accepted(mixed_store: Store) -> None:
     assert OnnxExporter().can_express(mixed_store.plan) == []
 
