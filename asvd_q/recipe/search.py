@@ -37,15 +37,15 @@ class SearchSection(Section):
     """Target: the smallest model whose measured perplexity on the calibration text stays at or
     under this: a number, or "+2 %" above the dense model's."""
 
-    sensitivity: Literal["exact", "fast"] = "fast"
+    sensitivity: Literal["exact", "fast", "hybrid"] = "fast"
     """exact runs the model for every layer and ratio; fast predicts every rank of every layer
-    from two passes."""
+    from two passes; hybrid predicts likewise, and measures the ranks that the choice hangs on."""
 
     metric: Literal["perplexity", "kl"] = "perplexity"
     """What exact measures: the loss on the corpus, or the divergence from the dense model."""
 
     labels: Literal["corpus", "sampled"] = "sampled"
-    """What fast differentiates: tokens sampled from the model, which predicts the divergence from
+    """What fast and hybrid differentiate: tokens sampled from the model, which predicts the divergence from
     the dense model, or the corpus' next tokens, which predicts the loss on that corpus."""
 
     method: Literal["optimal", "strs"] = "optimal"
@@ -59,10 +59,11 @@ class SearchSection(Section):
         0.8,
         0.9,
     )
-    """Kept ratios that exact tries; fast has every multiple of decompose.rank_multiple."""
+    """Kept ratios that exact tries; the others have every multiple of decompose.rank_multiple."""
 
     candidates_per_batch: Count = 4
-    """Candidates that exact carries through the model together; more needs more memory."""
+    """Candidates that exact and hybrid carry through the model together; more needs more
+    memory."""
 
     verify: Bool = True
     """Measure the model with all chosen layers truncated together, at this target and around

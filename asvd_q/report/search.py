@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,8 @@ def write_search(result: SearchResult, folder: Path) -> None:
                 "rank": candidate.rank,
                 "kept_ratio": result.kept[name],
                 "predicted_loss": candidate.loss,
-                "losses": {
-                    str(rank): loss for rank, loss in sorted(result.losses.get(name, {}).items())
-                },
+                "losses": _by_rank(result.losses.get(name, {})),
+                "checked": _by_rank(result.checked.get(name, {})),
             }
             for name, candidate in totals.chosen.items()
         },
@@ -126,6 +126,10 @@ def search_findings(result: SearchResult) -> list[str]:
             "paper: early layers compress more)"
         )
     return found
+
+
+def _by_rank(losses: Mapping[int, float]) -> dict[str, float]:
+    return {str(rank): loss for rank, loss in sorted(losses.items())}
 
 
 def _measured(found: Verification) -> dict[str, Any]:

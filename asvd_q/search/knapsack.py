@@ -19,7 +19,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Choices", "solve_knapsack"]
+__all__ = ["Choices", "lower_hull", "solve_knapsack"]
 
 Floats = NDArray[np.float64]
 Choices = tuple[Floats, Floats]
@@ -58,6 +58,12 @@ def solve_knapsack(classes: Sequence[Choices], capacity: float) -> list[int]:
     price, greedy = _greedy(problem, capacity)
     chosen = _close_gap(problem, capacity, price, greedy)
     return [int(indices[item]) for indices, item in zip(kept, chosen, strict=True)]
+
+
+def lower_hull(weights: Floats, values: Floats) -> list[int]:
+    """Indices of the items on the lower convex hull, by ascending weight and falling value."""
+    kept = _undominated(weights, values)
+    return [int(kept[item]) for item in _hull(weights[kept], values[kept])]
 
 
 def _undominated(weights: Floats, values: Floats) -> NDArray[np.intp]:

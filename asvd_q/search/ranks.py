@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from asvd_q.recipe import Recipe
 from asvd_q.search.allocation import Allocation, LossBound, Target, allocate
 from asvd_q.search.candidates import Candidate, make_candidates
 from asvd_q.search.context import Progress, SearchContext
+from asvd_q.search.hybrid import hybrid_sensitivities
 from asvd_q.search.perplexity import perplexity_bound, search_perplexity
 from asvd_q.search.planning import layer_bytes, make_plan
 from asvd_q.search.sensitivities import Losses, Ranks, rank_grid, sensitivities
@@ -34,6 +35,7 @@ class SearchResult:
         losses: layer → rank → loss increase, nats per token, as predicted or measured.
         candidates: layer → what the allocation chose from.
         allocation: what it chose.
+        checked: of the losses, those that `sensitivity: hybrid` has measured.
         verification: what was measured of it, all its layers truncated; None where nothing was.
     """
 
@@ -41,6 +43,7 @@ class SearchResult:
     losses: Mapping[str, Mapping[int, float]]
     candidates: Mapping[str, tuple[Candidate, ...]]
     allocation: Allocation
+    checked: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     verification: Verification | None = None
 
     @property
@@ -111,19 +114,27 @@ def search_ranks(
         target = make_target(search, dense, set(ranks))
     else:
         target = LossBound(perplexity_bound(context, _smallest(offer(_alike(ranks)))))
-    losses = sensitivities(context, ranks)
+
+    def solve(candidates: Mapping[str, Sequence[Candidate]]) -> Allocation:
+        return allocate(candidates, target=target, method=search.method)
+
+    checked: Losses = {}
+    if search.sensitivity == "hybrid":
+        losses, checked = hybrid_sensitivities(context, ranks, offer, solve, target.unit)
+    else:
+        losses = sensitivities(context, ranks)
     candidates = offer(losses)
     verification: Verification | None = None
     if search.perplexity is not None:
         verification = search_perplexity(context, candidates, target.limit)
         allocation = verification.chosen.allocation
     else:
-        allocation = allocate(candidates, target=target, method=search.method)
+        allocation = solve(candidates)
         if search.verify:
             others = allocations_around(candidates, allocation, target.unit, search.method)
             verification = verified(context, allocation, others)
     shapes = {weight.name: weight.shape for weight in weights}
-    return SearchResult(shapes, losses, candidates, allocation, verification)
+    return SearchResult(shapes, losses, candidates, allocation, checked, verification)
 
 
 def with_ranks(recipe: Recipe, ranks: Mapping[str, int]) -> Recipe:
