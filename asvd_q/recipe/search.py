@@ -37,16 +37,18 @@ class SearchSection(Section):
     """Target: the smallest model whose measured perplexity on the calibration text stays at or
     under this: a number, or "+2 %" above the dense model's."""
 
-    sensitivity: Literal["exact", "fast", "hybrid"] = "fast"
+    sensitivity: Literal["exact", "fast", "hybrid", "stable_rank"] = "fast"
     """exact runs the model for every layer and ratio; fast predicts every rank of every layer
-    from two passes; hybrid predicts likewise, and measures the ranks that the choice hangs on."""
+    from two passes; hybrid predicts likewise, and measures the ranks that the choice hangs on;
+    stable_rank orders ranks by singular values alone, for method strs and a budget."""
 
     metric: Literal["perplexity", "kl"] = "perplexity"
     """What exact measures: the loss on the corpus, or the divergence from the dense model."""
 
     labels: Literal["corpus", "sampled"] = "sampled"
-    """What fast and hybrid differentiate: tokens sampled from the model, which predicts the divergence from
-    the dense model, or the corpus' next tokens, which predicts the loss on that corpus."""
+    """What fast and hybrid differentiate: tokens sampled from the model, which predicts the
+    divergence from the dense model, or the corpus' next tokens, which predicts the loss on that
+    corpus."""
 
     method: Literal["optimal", "strs"] = "optimal"
     """optimal solves the choice exactly; strs cuts the sorted list of candidates, as the paper."""
@@ -59,7 +61,8 @@ class SearchSection(Section):
         0.8,
         0.9,
     )
-    """Kept ratios that exact tries; the others have every multiple of decompose.rank_multiple."""
+    """Kept ratios that exact and stable_rank try; fast and hybrid have every multiple of
+    decompose.rank_multiple."""
 
     candidates_per_batch: Count = 4
     """Candidates that exact and hybrid carry through the model together; more needs more
@@ -99,6 +102,27 @@ class SearchSection(Section):
             found = " and ".join(given) or "none"
             raise ValueError(f"needs exactly one target of {', '.join(names)}, and has {found}")
         return self
+
+    @model_validator(mode="after")
+    def _stable_rank_orders_only(self) -> SearchSection:
+        if self.predicts_loss:
+            return self
+        if self.kept_ratio is None and self.size is None:
+            raise ValueError(
+                "sensitivity stable_rank predicts no loss, so its target is a budget: give "
+                "`kept_ratio` or `size`, or take sensitivity fast, hybrid or exact"
+            )
+        if self.method != "strs":
+            raise ValueError(
+                "sensitivity stable_rank orders ranks without predicting a loss, which is enough "
+                "for a cut and not for a sum: set `method: strs`"
+            )
+        return self
+
+    @property
+    def predicts_loss(self) -> bool:
+        """Whether sensitivities are nats per token; else they only order the candidates."""
+        return self.sensitivity != "stable_rank"
 
     @property
     def size_bytes(self) -> int | None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ATTENTION",
     "MLP",
+    "NATS",
     "OTHER",
     "part_of",
     "plot_kept_ratios",
@@ -20,6 +21,7 @@ __all__ = [
 ]
 
 ATTENTION, MLP, OTHER = "attention", "MLP", "other"
+NATS = "nats per token"
 
 _COLOURS = {ATTENTION: "#2f6fb0", MLP: "#d1622b", OTHER: "#6b6b6b"}
 _ATTENTION_KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "out_proj")
@@ -27,13 +29,18 @@ _MLP_KINDS = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "c_fc", "fc1"
 
 
 def plot_sensitivities(
-    losses: Mapping[str, Mapping[float, float]], folder: Path, name: str = "sensitivity"
+    losses: Mapping[str, Mapping[float, float]],
+    folder: Path,
+    name: str = "sensitivity",
+    *,
+    unit: str = NATS,
 ) -> list[Path]:
     """Loss increase of every layer against the share of it that is kept.
 
     Args:
-        losses: layer → kept ratio → nats per token.
+        losses: layer → kept ratio → nats per token, or whatever orders the candidates.
         folder: an existing folder.
+        unit: of the losses.
 
     Returns:
         The files written.
@@ -45,7 +52,7 @@ def plot_sensitivities(
         axes.plot(ratios, values, color=_COLOURS[part_of(layer)], alpha=0.5, linewidth=1)
     axes.set_yscale("log")
     axes.set_xlabel("kept ratio of the layer's parameters")
-    axes.set_ylabel("loss increase, nats per token")
+    axes.set_ylabel(f"{'loss increase' if unit == NATS else 'sensitivity'}, {unit}")
     axes.set_title("What truncating one layer costs")
     _legend(axes, {part_of(layer) for layer in losses})
     return save()
@@ -81,7 +88,7 @@ def plot_predictions(
     folder: Path,
     name: str = "predicted-measured",
     *,
-    unit: str = "nats per token",
+    unit: str = NATS,
 ) -> list[Path]:
     """What allocations lose with all their layers truncated, against what was predicted.
 
@@ -89,7 +96,8 @@ def plot_predictions(
         points: (predicted, measured) loss increase of allocations along the trade-off.
         chosen: of the one that the search ends with.
         folder: an existing folder.
-        unit: of the predictions. In nats per token they lie on the diagonal where they are right.
+        unit: of the predictions; where it is that of the measurements, they lie on the diagonal
+            if they are right.
     """
     axes, save = _canvas(folder, name)
     everything = sorted([*points, chosen])
@@ -97,14 +105,14 @@ def plot_predictions(
     if points:
         axes.scatter(*zip(*points, strict=True), color="#2f6fb0", label="other allocations")
     axes.scatter(*chosen, color="#d1622b", s=70, zorder=3, label="chosen")
-    if unit == "nats per token":
+    if unit == NATS:
         ends = [everything[0][0], everything[-1][0]]
         axes.plot(ends, ends, color="#6b6b6b", linestyle=":", linewidth=1, label="as predicted")
     if min(map(min, everything)) > 0:
         axes.set_xscale("log")
         axes.set_yscale("log")
     axes.set_xlabel(f"predicted: sum over the layers, {unit}")
-    axes.set_ylabel("measured: all layers truncated, nats per token")
+    axes.set_ylabel(f"measured: all layers truncated, {NATS}")
     axes.set_title("Predicted and measured loss increase")
     axes.legend(frameon=False)
     return save()

@@ -12,14 +12,15 @@ import yaml
 from asvd_q.files import write_text
 from asvd_q.report.plots import (
     MLP,
+    NATS,
     part_of,
     plot_kept_ratios,
     plot_predictions,
     plot_sensitivities,
 )
 from asvd_q.report.tables import Table, size
+from asvd_q.search.ladder import MeasuredAllocation
 from asvd_q.search.ranks import SearchResult
-from asvd_q.search.verification import Verification
 
 __all__ = ["SEARCH", "search_findings", "search_summary", "search_table", "write_search"]
 
@@ -38,21 +39,23 @@ def write_search(result: SearchResult, folder: Path) -> None:
     content = {
         "parameters": totals.parameters,
         "bytes": totals.bytes,
-        "predicted_loss": totals.loss,
-        "verification": None if result.verification is None else _measured(result.verification),
+        "predicted_loss": totals.loss if result.predicts_loss else None,
+        "verification": _verification(result),
         "layers": {
             name: {
                 "rank": candidate.rank,
                 "kept_ratio": result.kept[name],
-                "predicted_loss": candidate.loss,
-                "losses": _by_rank(result.losses.get(name, {})),
+                "predicted_loss": candidate.loss if result.predicts_loss else None,
+                "losses" if result.predicts_loss else "sensitivities": _by_rank(
+                    result.losses.get(name, {})
+                ),
                 "checked": _by_rank(result.checked.get(name, {})),
             }
             for name, candidate in totals.chosen.items()
         },
     }
     write_text(folder / "search.json", json.dumps(content, indent=1) + "\n")
-    plot_sensitivities(_curves(result), folder)
+    plot_sensitivities(_curves(result), folder, unit=_unit(result))
     plot_kept_ratios(result.kept, folder)
     if result.verification is None:
         for path in folder.glob("predicted-measured.*"):  # of an earlier search
@@ -62,7 +65,7 @@ def write_search(result: SearchResult, folder: Path) -> None:
             (one.allocation.loss, one.loss)
             for one in (*result.verification.others, result.verification.chosen)
         )
-        plot_predictions(others, chosen, folder)
+        plot_predictions(others, chosen, folder, unit=_unit(result))
 
 
 def search_table(result: SearchResult) -> Table:
@@ -77,19 +80,19 @@ def search_table(result: SearchResult) -> Table:
         )
         for name, candidate in result.allocation.chosen.items()
     )
-    columns = ("layer", "rank", "kept", "predicted loss", "candidates")
+    predicted = "predicted loss" if result.predicts_loss else "sensitivity"
+    columns = ("layer", "rank", "kept", predicted, "candidates")
     return Table("Ranks found by the search", columns, rows)
 
 
 def search_summary(result: SearchResult) -> list[str]:
     """What was chosen in all: its size, what it is predicted to lose, and what it does lose."""
     total, found = result.allocation, result.verification
-    lines = [
-        f"{total.parameters} parameters, {size(total.bytes)} in the searched layers; predicted "
-        f"loss increase {total.loss:.5f} nats per token"
-    ]
+    first = f"{total.parameters} parameters, {size(total.bytes)} in the searched layers"
+    if result.predicts_loss:
+        first += f"; predicted loss increase {total.loss:.5f} nats per token"
     if found is None:
-        return lines
+        return [first]
     words = "measured on the calibration tokens with all of them truncated: "
     if found.perplexities is None:
         words += f"divergence {found.chosen.loss:.5f} nats per token"
@@ -99,7 +102,7 @@ def search_summary(result: SearchResult) -> list[str]:
             f"loss increase {found.chosen.loss:.5f} nats per token, perplexity {before:.4f} to "
             f"{after:.4f} ({after / before - 1:+.2%})"
         )
-    return [*lines, words]
+    return [first, words]
 
 
 def search_findings(result: SearchResult) -> list[str]:
@@ -132,27 +135,37 @@ def _by_rank(losses: Mapping[int, float]) -> dict[str, float]:
     return {str(rank): loss for rank, loss in sorted(losses.items())}
 
 
-def _measured(found: Verification) -> dict[str, Any]:
+def _verification(result: SearchResult) -> dict[str, Any] | None:
     """Predictions beside measurements, by falling bytes."""
+    found = result.verification
+    if found is None:
+        return None
     before, after = found.perplexities or (None, None)
+
+    def losses(one: MeasuredAllocation) -> dict[str, float | None]:
+        predicted = one.allocation.loss if result.predicts_loss else None
+        return {"predicted_loss": predicted, "measured_loss": one.loss}
+
     everything = sorted((*found.others, found.chosen), key=lambda one: -one.allocation.bytes)
     return {
         "metric": found.metric,
         "dense_perplexity": before,
         "perplexity": after,
-        "predicted_loss": found.chosen.allocation.loss,
-        "measured_loss": found.chosen.loss,
+        **losses(found.chosen),
         "allocations": [
             {
                 "parameters": one.allocation.parameters,
                 "bytes": one.allocation.bytes,
-                "predicted_loss": one.allocation.loss,
-                "measured_loss": one.loss,
+                **losses(one),
                 "chosen": one is found.chosen,
             }
             for one in everything
         ],
     }
+
+
+def _unit(result: SearchResult) -> str:
+    return NATS if result.predicts_loss else "no unit"
 
 
 def _curves(result: SearchResult) -> dict[str, dict[float, float]]:

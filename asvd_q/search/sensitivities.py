@@ -8,12 +8,14 @@ from pathlib import Path
 from asvd_q.models.refs import WeightRef
 from asvd_q.plan import factor_parameters
 from asvd_q.recipe import DecomposeSection, SearchSection
+from asvd_q.search.baselines import stable_rank_sensitivities
 from asvd_q.search.cache import LossCache
 from asvd_q.search.candidates import ratio_ranks
 from asvd_q.search.context import SearchContext
 from asvd_q.search.exact import exact_losses
 from asvd_q.search.fast import fast_losses
 from asvd_q.search.scoring import Metric
+from asvd_q.search.spectra import singular_values
 
 __all__ = [
     "Losses",
@@ -32,8 +34,8 @@ Losses = dict[str, dict[int, float]]
 
 
 def rank_grid(weight: WeightRef, search: SearchSection, section: DecomposeSection) -> list[int]:
-    """The ranks to choose from: the ratios' for exact, else every multiple that saves."""
-    if search.sensitivity == "exact":
+    """The ranks to choose from: those of the ratios, or every multiple that saves."""
+    if search.sensitivity in ("exact", "stable_rank"):
         return ratio_ranks(weight.shape, search.ratios, section.rank_multiple)
     multiples = range(section.rank_multiple, min(weight.shape), section.rank_multiple)
     whole = weight.shape[0] * weight.shape[1]
@@ -51,6 +53,8 @@ def sensitivities(context: SearchContext, ranks: Ranks) -> Losses:
     """
     if context.search.sensitivity == "exact":
         return exact_sensitivities(context, ranks, context.search.metric)
+    if context.search.sensitivity == "stable_rank":
+        return _stable_rank_sensitivities(context, ranks)
     return fast_sensitivities(context, ranks)
 
 
@@ -98,6 +102,29 @@ def fast_sensitivities(context: SearchContext, ranks: Ranks) -> Losses:
             cache.add(name, {rank: float(curve[rank]) for rank in ranks[name]})
 
     return _complete(context, cache, ranks, predict)
+
+
+def _stable_rank_sensitivities(context: SearchContext, ranks: Ranks) -> Losses:
+    """From singular values alone; numbers without a unit instead of losses."""
+    shapes = {weight.name: weight.shape for weight in context.weights}
+    # The constant that makes them positive depends on which layers there are.
+    search = {"sensitivity": "stable_rank", "layers": list(shapes)}
+    cache = LossCache(context.folder, context.key(search=search))
+
+    def measure(folder: Path | None) -> None:
+        spectra = singular_values(
+            context.model,
+            context.windows,
+            context.weights,
+            context.section,
+            batch_size=context.calibration.batch_size,
+            folder=folder,
+            progress=context.progress,
+        )
+        for name, found in stable_rank_sensitivities(spectra, shapes, ranks).items():
+            cache.add(name, found)
+
+    return _complete(context, cache, ranks, measure)
 
 
 def _complete(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from asvd_q.decomposition import Spectrum, spectrum
@@ -16,8 +19,61 @@ from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import Site, WeightRef
 from asvd_q.recipe import DecomposeSection
 from asvd_q.statistics.collectors import SiteCollector, SiteStatistics, collecting
+from asvd_q.statistics.fisher import fisher_information
 
-__all__ = ["decomposing", "spectra_by_block"]
+__all__ = ["decomposing", "singular_values", "spectra_by_block"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@torch.no_grad()
+def singular_values(
+    model: BlockwiseModel,
+    windows: Tensor,
+    weights: Sequence[WeightRef],
+    section: DecomposeSection,
+    *,
+    batch_size: int,
+    folder: Path | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> dict[str, NDArray[np.float64]]:
+    """Singular values of W S of every layer, from one pass through the dense model.
+
+    Args:
+        model: dense; nothing in it is changed.
+        windows: int64 (samples, tokens).
+        weights: layers inside the blocks.
+        section: what S is. It is normalised as the decomposition has it, to mean square 1: values
+            of one layer compare with each other, and with those of another up to a factor.
+        batch_size: windows per forward pass.
+        folder: an existing folder that keeps hidden states instead of memory.
+        progress: called with the number of blocks done, up to the last that is needed.
+
+    Returns:
+        Layer → (min(out, in),), descending, float64; exactly 0 beyond the numerical rank. A
+        layer that no token reaches is left out.
+
+    Raises:
+        NumericsError: naming a layer whose weight or inputs are not finite.
+    """
+    fisher: dict[str, Tensor] = {}
+    if section.scaling == "fisher":
+        fisher = fisher_information(model, windows, list(weights), folder=folder)
+    hidden = HiddenStates.named(folder, "dense")
+    with model.outside() as outside:
+        model.embed(outside, windows[:1])  # the shape that sites are found on
+        for batch in torch.split(windows, batch_size):
+            hidden.append(model.embed(outside, batch))
+    del outside
+    last = max((weight.block for weight in weights if weight.block is not None), default=-1)
+    found: dict[str, NDArray[np.float64]] = {}
+    for index, block, spectra in spectra_by_block(model, hidden, weights, section, fisher):
+        found |= {name: one.values.cpu().numpy() for name, one in spectra.items()}
+        del block, spectra  # before the next ones are made
+        progress("sensitivity", index + 1, last + 1)
+        if index >= last:
+            break
+    return {weight.name: found[weight.name] for weight in weights if weight.name in found}
 
 
 @contextmanager

@@ -53,8 +53,8 @@ def perplexity(loss: float) -> float:
 
 
 def metric_of(search: SearchSection) -> Metric:
-    """What to measure, so that it is what the sensitivities predict, if they predict a loss."""
-    if search.perplexity is not None:
+    """What to measure: what the sensitivities predict, and perplexity where that is no loss."""
+    if search.perplexity is not None or not search.predicts_loss:
         return "perplexity"
     if search.sensitivity == "exact":
         return search.metric

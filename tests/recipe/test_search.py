@@ -69,6 +69,32 @@ def test_exactly_one_target(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kept_ratio": 0.5}, "set `method: strs`"),
+        ({"size": "1 GiB", "method": "optimal"}, "set `method: strs`"),
+        ({"max_loss_increase": 0.1, "method": "strs"}, "give `kept_ratio` or `size`"),
+        ({"perplexity": "+2 %", "method": "strs"}, "give `kept_ratio` or `size`"),
+    ],
+)
+def test_what_stable_rank_needs(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        SearchSection.model_validate({"sensitivity": "stable_rank", **fields})
+
+
+def test_stable_rank_predicts_no_loss() -> None:
+    section = SearchSection(kept_ratio=0.5, sensitivity="stable_rank", method="strs")
+    assert not section.predicts_loss
+    assert SearchSection(kept_ratio=0.5).predicts_loss
+
+
+def test_verify_is_a_switch() -> None:
+    assert SearchSection(kept_ratio=0.5).verify
+    with pytest.raises(ValidationError):
+        SearchSection.model_validate({"kept_ratio": 0.5, "verify": "no"})
+
+
+@pytest.mark.parametrize(
     ("sections", "message"),
     [
         ({"decompose": None}, "search needs a `decompose` section"),
