@@ -5,6 +5,8 @@
 DIR holds NAME.train.txt and NAME.test.txt. The protocol: text encoded with the model's own
 tokenizer without special tokens; calibration on 32 windows at random offsets of the train part
 (seed 233); evaluation on the first 64 windows of the test part, next-token loss inside each.
+For calibration `generated` names windows that the model itself samples (seed 233); where it is
+named, windows start with BOS if the tokenizer puts it at the start of a text, as in the recipes.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -25,23 +28,29 @@ from asvd_q import __version__
 from asvd_q.compression import Calibration, compress
 from asvd_q.evaluation.quality import TokenWindows, evaluate_quality
 from asvd_q.evaluation.runners import model_runner
+from asvd_q.files import write_text
 from asvd_q.models import SourceModel
 from asvd_q.models.assemble import Replaced
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.skeleton import Skeleton, build_skeleton
 from asvd_q.plan import FloatType, Plan
 from asvd_q.recipe import CorpusSection, Recipe
+from asvd_q.recipe.corpora import GENERATED
 from asvd_q.report.tables import Table, print_table
 from asvd_q.search import make_plan
 from asvd_q.search.ranks import search_ranks
-from asvd_q.statistics.corpora import load_corpus
+from asvd_q.statistics.corpora import Corpus, load_corpus
+from asvd_q.statistics.generated import GeneratedText
 from asvd_q.statistics.windows import calibration_windows, evaluation_windows
 from asvd_q.store import Store, StoreHeader
 
-__all__ = ["Bench", "Options", "finish", "parse_options"]
+__all__ = ["BATCH", "Bench", "Options", "finish", "names", "parse_options", "write_json"]
+
+BATCH = 4
+"""Windows per forward pass."""
 
 _ROOT = Path(__file__).resolve().parent.parent
-_SAMPLES, _SEED, _WINDOWS, _BATCH = 32, 233, 64, 4
+_SAMPLES, _SEED, _WINDOWS = 32, 233, 64
 
 
 @dataclass(frozen=True)
@@ -66,26 +75,38 @@ def parse_options(description: str, parser: argparse.ArgumentParser | None = Non
     parser.description = description
     parser.add_argument("--model", type=Path, default=_ROOT / "tests/data/wren")
     parser.add_argument("--data", type=Path, required=True, help="folder of NAME.{train,test}.txt")
-    parser.add_argument("--calibration", type=_names, default=("wikitext2",))
+    parser.add_argument("--calibration", type=names, default=("wikitext2",))
     parser.add_argument(
-        "--corpora", type=_names, default=("wikitext2", "ptb", "tinystories", "pycode")
+        "--corpora", type=names, default=("wikitext2", "ptb", "tinystories", "pycode")
     )
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--json", type=Path, help="where the numbers go")
     return parser.parse_args()
 
 
-def _names(text: str) -> tuple[str, ...]:
+def names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 class Bench:
     """A model with its calibration and evaluation tokens, read once, when they are needed."""
 
-    def __init__(self, options: Options, *, float_type: FloatType = "float32") -> None:
-        """Args: float_type: of unquantized matrices, so that rounding does not blur a method."""
+    def __init__(
+        self,
+        options: Options,
+        *,
+        float_type: FloatType = "float32",
+        folder: Path | None = None,
+    ) -> None:
+        """
+        Args:
+            float_type: of unquantized matrices, so that rounding does not blur a method.
+            folder: keeps generated text; None keeps it in memory alone.
+        """
         self.options = options
         self.float_type: FloatType = float_type
+        self.folder = folder
         self.source = SourceModel.open(str(options.model))
         self.skeleton: Skeleton = build_skeleton(self.source)
         self._calibration: dict[tuple[str, ...], Tensor] = {}
@@ -95,17 +116,17 @@ class Bench:
         """Evaluation windows of the corpora that the options name."""
         return [self._text(name) for name in self.options.corpora]
 
-    def calibration(self, names: Sequence[str] | None = None) -> Tensor:
+    def calibration(self, corpora: Sequence[str] | None = None) -> Tensor:
         """Calibration windows of the corpora that the options (or the caller) name."""
-        key = tuple(names or self.options.calibration)
+        key = tuple(corpora or self.options.calibration)
         if key not in self._calibration:
             self._calibration[key] = calibration_windows(
-                [(load_corpus(self._corpus(name, "train")), 1.0) for name in key],
+                [(self._calibration_text(name), 1.0) for name in key],
                 self.source.tokenizer,
                 samples=_SAMPLES,
                 window=self.options.window,
                 seed=_SEED,
-                bos=False,
+                bos="auto" if GENERATED in key else False,
             )
         return self._calibration[key]
 
@@ -117,7 +138,7 @@ class Bench:
         calibration = {
             "corpora": ["python-docs"],
             "window": self.options.window,
-            "batch_size": _BATCH,
+            "batch_size": BATCH,
         }
         fields = {"model": {"path": str(self.options.model)}, "calibration": calibration}
         return Recipe.model_validate(fields | sections)
@@ -140,22 +161,25 @@ class Bench:
             store,
             section=parsed.decompose,
             factor_aware=parsed.factor_aware,
-            calibration=Calibration(self.calibration(calibration), _BATCH),
+            calibration=Calibration(self.calibration(calibration), BATCH),
             progress=lambda stage, done, total: None,
         )
         return Store.open(folder, self.source)
 
-    def searched_ranks(self, recipe: dict[str, Any], folder: Path) -> dict[str, int]:
+    def searched_ranks(
+        self, recipe: dict[str, Any], folder: Path, calibration: Sequence[str] | None = None
+    ) -> dict[str, int]:
         """The ranks that a recipe's `search` section finds on the calibration tokens.
 
         Args:
+            recipe: its search does not measure what it chose, unless it says so.
             folder: keeps the sensitivities, so that another target repeats no work.
         """
-        parsed = self.recipe(recipe)
+        parsed = self.recipe(recipe | {"search": {"verify": False} | recipe["search"]})
         result = search_ranks(
             parsed,
             BlockwiseModel(self.source, skeleton=self.skeleton),
-            self.calibration(),
+            self.calibration(calibration),
             self.float_type,
             folder,
             lambda stage, done, total: None,
@@ -166,7 +190,7 @@ class Bench:
         """Perplexity per corpus, of the dense model or of a store's `replaced`."""
         runner = model_runner(self.source, replaced)
         return {
-            text.corpus: evaluate_quality(runner, text, batch_size=_BATCH).perplexity
+            text.corpus: evaluate_quality(runner, text, batch_size=BATCH).perplexity
             for text in self.texts
         }
 
@@ -177,6 +201,18 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             store = self.compress(recipe, Path(folder) / "store", calibration)
             return store.plan.kept_ratio, self.perplexities(store.replaced)
+
+    def _calibration_text(self, name: str) -> Corpus | GeneratedText:
+        if name != GENERATED:
+            return load_corpus(self._corpus(name, "train"))
+        return GeneratedText(
+            self.source,
+            self.skeleton,
+            seed=_SEED,
+            device="cpu",
+            dtype=torch.float32,
+            folder=self.folder,
+        )
 
     def _text(self, name: str) -> TokenWindows:
         corpus = load_corpus(self._corpus(name, "test"))
@@ -198,5 +234,10 @@ def finish(options: Options, table: Table, content: Any) -> None:
     """Print the table and write the numbers."""
     print_table(Console(), table)
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(options.json, content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a file by numbers, in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(content, indent=1) + "\n")
