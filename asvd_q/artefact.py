@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import BaseModel
 
-from asvd_q.errors import ArtefactError, ExportError
+from asvd_q.errors import ArtefactError, ExportError, first_line
 from asvd_q.records import ArtefactMetadata
 
 if TYPE_CHECKING:
@@ -183,6 +183,5 @@ def read_metadata(folder: Path) -> ArtefactMetadata:
         return ArtefactMetadata.model_validate_json(path.read_bytes())
     except ValueError as error:
         raise ArtefactError(
-            f"{path} is damaged or of another version; export it again: "
-            f"{str(error).splitlines()[0]}"
+            f"{path} is damaged or of another version; export it again: {first_line(error)}"
         ) from error

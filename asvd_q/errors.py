@@ -17,7 +17,13 @@ __all__ = [
     "RecipeError",
     "ResourceError",
     "StoreError",
+    "first_line",
 ]
+
+
+def first_line(error: BaseException) -> str:
+    """First line of another library's error, to be quoted in a message of one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class AsvdQError(Exception):

@@ -12,7 +12,7 @@ from asvd_q.decomposition import (
     refitted_output_error,
     relative_output_error,
 )
-from asvd_q.errors import NumericsError
+from asvd_q.errors import NumericsError, first_line
 from asvd_q.plan import FloatType, LayerPlan, Slot, store_bytes
 from asvd_q.quantization import TORCH_TYPES, FloatWeight, StoredWeight, quantize
 from asvd_q.recipe import FULLY_AWARE, DecomposeSection, FactorAware
@@ -71,7 +71,7 @@ def compress_layer(
                 errors["decompose"] = _error(weight, found.factors.product(), statistics)
             stored = _quantized_factors(found, plan, float_type, gram, factor_aware)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        reason = f"its decomposition failed: {str(error).splitlines()[0]}"
+        reason = f"its decomposition failed: {first_line(error)}"
         return keep_layer(weight, plan, float_type, reason)
     except (NumericsError, ValueError) as error:
         raise NumericsError(f"{plan.name}: {error}") from error

@@ -1,6 +1,6 @@
 """Scaling, spectrum, factors: W ≈ A B."""
 
-from asvd_q.decomposition.factors import Factors, SigmaSplit, relative_output_error, truncate
+from asvd_q.decomposition.factors import Factors, relative_output_error, truncate
 from asvd_q.decomposition.refit import refit_left, refit_target, refitted_output_error
 from asvd_q.decomposition.scaling import (
     Scaling,
@@ -13,7 +13,6 @@ from asvd_q.decomposition.spectrum import Spectrum, spectrum
 __all__ = [
     "Factors",
     "Scaling",
-    "SigmaSplit",
     "Spectrum",
     "diagonal_scaling",
     "identity_scaling",

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from asvd_q.decomposition.spectrum import Spectrum
 from asvd_q.errors import RankError
+from asvd_q.recipe.decompose import SigmaSplit
 
-__all__ = ["Factors", "SigmaSplit", "relative_output_error", "truncate"]
-
-SigmaSplit = Literal["both", "u", "v"]
+__all__ = ["Factors", "relative_output_error", "truncate"]
 
 _EXPONENT: dict[SigmaSplit, float] = {"both": 0.5, "u": 1.0, "v": 0.0}
 """Power of Σ that goes into A; the rest goes into B."""

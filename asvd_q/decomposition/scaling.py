@@ -27,11 +27,14 @@ class Scaling:
         matrix: (in,) for a diagonal S, (in, in) for a full one; None for the identity.
         damping: the relative damping that was used in the end.
         retries: how often the damping had to be raised.
+        unit: what S was divided by; unit · S is in the units of the activations. 1 where the
+            scaling has none of its own.
     """
 
     matrix: Tensor | None
     damping: float = 0.0
     retries: int = 0
+    unit: float = 1.0
 
     def apply(self, weight: Tensor) -> Tensor:
         """W S in float64, (out, in)."""
@@ -70,7 +73,7 @@ def diagonal_scaling(statistic: Tensor, alpha: float, damping: float) -> Scaling
 
 
 def whitening_scaling(gram: Tensor, damping: float) -> Scaling:
-    """Lower triangular S with S Sᵀ = G + λI, λ = damping · mean(diag G).
+    """Lower triangular S with S Sᵀ = (G + λI) / mean(diag G), λ = damping · mean(diag G).
 
     λ is raised tenfold until the Cholesky factorisation succeeds.
 
@@ -95,6 +98,6 @@ def whitening_scaling(gram: Tensor, damping: float) -> Scaling:
         damped.diagonal().add_(damping)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
-            return Scaling(factor, damping, retries)
+            return Scaling(factor, damping, retries, unit=float(mean.sqrt()))
         damping, retries = max(damping * 10, _SMALLEST_DAMPING), retries + 1
     raise NumericsError("the Gram matrix has no Cholesky factorisation at any damping")

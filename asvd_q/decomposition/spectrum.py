@@ -22,12 +22,14 @@ class Spectrum:
         weight: W (out, in), float64.
         left: U (out, k), k = min(out, in), orthonormal columns, float64.
         values: Σ (k,), descending, float64; exactly zero beyond the numerical rank.
+        unit: of the scaling; values of different layers compare when multiplied by it.
     """
 
     name: str
     weight: Tensor
     left: Tensor
     values: Tensor
+    unit: float = 1.0
 
     @property
     def numerical_rank(self) -> int:
@@ -69,4 +71,10 @@ def spectrum(weight: Tensor, scaling: Scaling, name: str = "weight") -> Spectrum
     left = vectors if wide else torch.linalg.qr(scaled @ vectors).Q
     noise = squares[0] * max(out_features, in_features) * torch.finfo(torch.float64).eps
     squares = torch.where(squares > noise, squares, 0.0)
-    return Spectrum(name=name, weight=weight, left=left, values=squares.sqrt() * largest)
+    return Spectrum(
+        name=name,
+        weight=weight,
+        left=left,
+        values=squares.sqrt() * largest,
+        unit=scaling.unit,
+    )

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from asvd_q.errors import ModelError
+from asvd_q.errors import ModelError, first_line
 from asvd_q.models.refs import WeightRef
 from asvd_q.models.source import SourceModel
 
@@ -59,7 +59,7 @@ def build_skeleton(source: SourceModel) -> Skeleton:
     except (ValueError, KeyError, ImportError) as error:
         raise ModelError(
             f"model.path: transformers cannot build a causal language model from "
-            f"{source.path}: {str(error).splitlines()[0]}"
+            f"{source.path}: {first_line(error)}"
         ) from error
     model.tie_weights()  # registering a parameter on the meta device had torn them apart
     model.eval()

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asvd_q.errors import ModelError
+from asvd_q.errors import ModelError, first_line
 from asvd_q.models.tokenizer import load_tokenizer
 from asvd_q.records import SourceIdentity
 
@@ -99,7 +99,7 @@ class SourceModel:
             )
         except (ValueError, OSError, KeyError) as error:
             raise ModelError(
-                f"model.path: the configuration in {self.path} cannot be read: {_line(error)}"
+                f"model.path: the configuration in {self.path} cannot be read: {first_line(error)}"
             ) from error
 
     @cached_property
@@ -176,7 +176,7 @@ class SourceModel:
                 tensor: Tensor = weights.get_tensor(stored).clone()
         except (SafetensorError, OSError) as error:
             raise ModelError(
-                f"{file} cannot be read ({_line(error)}): download or copy it again"
+                f"{file} cannot be read ({first_line(error)}): download or copy it again"
             ) from error
         if self._rounding is not None and tensor.is_floating_point():
             tensor = tensor.to(self._rounding)
@@ -203,7 +203,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except Exception as error:  # the hub client raises many unrelated kinds
         raise ModelError(
             f"model.path: {name} is neither a folder nor a model that the hub gives us: "
-            f"{_line(error)}"
+            f"{first_line(error)}"
         ) from error
 
 
@@ -214,7 +214,7 @@ def _index(folder: Path) -> dict[str, TensorInfo]:
             names = json.loads((folder / _INDEX).read_text())["weight_map"].values()
             files = sorted({folder / os.path.basename(name) for name in names})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{folder / _INDEX} is damaged: {_line(error)}") from error
+            raise ModelError(f"{folder / _INDEX} is damaged: {first_line(error)}") from error
     elif (folder / _SINGLE).is_file():
         files = [folder / _SINGLE]
     else:
@@ -261,9 +261,3 @@ def _header(file: Path) -> dict[str, TensorInfo]:
             f"{8 + length + end}; copy it again"
         )
     return found
-
-
-def _line(error: Exception) -> str:
-    """First line of an error's text, for a message of one line."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -16,6 +16,9 @@ __all__ = ["Estimate", "estimate"]
 _PROBE = 512
 """Side of the matrix product that the machine's speed is taken from."""
 
+_REFIT_PASSES = 7
+"""Two through whole blocks, and both models up to each of about four sites of every block."""
+
 _EIGH = 9.0
 """An eigendecomposition of n × n costs about this many n³ operations, vectors included."""
 
@@ -59,8 +62,12 @@ def estimate(recipe: Recipe, skeleton: Skeleton, plan: Plan) -> Estimate:
             hidden = tokens * min(widths, default=0) * 4
         hidden += recipe.calibration.batch_size * recipe.calibration.window * width * 4 * 6
         grams = sum(width * width for width in widths) * 8 * 2
+    refit = recipe.decompose is not None and recipe.decompose.refit
+    if refit:  # the dense model's hidden states too, and two more matrices per site
+        hidden, grams = 2 * hidden, 2 * grams
     memory = _INTERPRETER + 2 * largest * 4 + outside * 4 + hidden + grams
-    passes = 2 if recipe.decompose is not None and recipe.decompose.sequential else 1
+    sequential = recipe.decompose is not None and recipe.decompose.sequential
+    passes = _REFIT_PASSES if refit else 2 if sequential else 1
     flops = 2.0 * tokens * sum(blocks.values()) * passes
     flops += 2.0 * 2 * tokens * sum(layer.shape[1] ** 2 for layer in plan)
     for layer in plan:
@@ -73,6 +80,11 @@ def estimate(recipe: Recipe, skeleton: Skeleton, plan: Plan) -> Estimate:
         for slot, (rows, columns) in layer.slot_shapes().items()
         if (spec := layer.quantization[slot]) is not None
     )
+    for layer in plan:
+        for slot, (rows, columns) in layer.slot_shapes().items():
+            spec = layer.quantization[slot]
+            if spec is not None and spec.method == "gptq":
+                flops += 2.0 * (2 * rows * columns**2 + columns**3)  # float64 is half as fast
     if recipe.decompose is not None and recipe.decompose.scaling == "fisher":
         flops += 4 * 2.0 * tokens * sum(blocks.values())
     return Estimate(memory_bytes=memory, seconds=flops / _speed() + elementwise)

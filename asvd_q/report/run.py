@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from asvd_q import __version__
-from asvd_q.errors import ArtefactError
+from asvd_q.errors import ArtefactError, first_line
 from asvd_q.evaluation.proof import Proof
 from asvd_q.evaluation.quality import Quality
 from asvd_q.files import write_text
@@ -119,7 +119,7 @@ class RunRecord(_Frozen):
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise ArtefactError(
-                f"{path} is damaged or of another version: {str(error).splitlines()[0]}"
+                f"{path} is damaged or of another version: {first_line(error)}"
             ) from error
 
 

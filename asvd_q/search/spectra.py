@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from asvd_q.decomposition import Spectrum, spectrum
 from asvd_q.decomposition.choice import make_scaling
-from asvd_q.errors import NumericsError
+from asvd_q.errors import NumericsError, first_line
 from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import Site, WeightRef
@@ -68,7 +68,7 @@ def singular_values(
     last = max((weight.block for weight in weights if weight.block is not None), default=-1)
     found: dict[str, NDArray[np.float64]] = {}
     for index, block, spectra in spectra_by_block(model, hidden, weights, section, fisher):
-        found |= {name: one.values.cpu().numpy() for name, one in spectra.items()}
+        found |= {name: one.unit * one.values.cpu().numpy() for name, one in spectra.items()}
         del block, spectra  # before the next ones are made
         progress("sensitivity", index + 1, last + 1)
         if index >= last:
@@ -163,7 +163,7 @@ def _spectrum(
     try:
         return spectrum(weight, make_scaling(section, statistics, fisher), ref.name)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise NumericsError(f"{ref.name}: its decomposition failed: {reason}") from error
     except NumericsError as error:
         message = str(error)

@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from asvd_q.compression import loop
 from asvd_q.errors import ModelError
 from asvd_q.models.refs import Site
 from asvd_q.models.skeleton import build_skeleton
-from asvd_q.plan import LayerPlan
 from asvd_q.statistics.collectors import SiteStatistics, collecting_pairs
-from asvd_q.store import Store, StoredLayer
+from asvd_q.store import Store
 from tests.compression.job import WINDOWS, compress_to, hashes
 from tests.models.families import FAMILIES, plain_model, save_family
 from tests.statistics.activations import captured_inputs
@@ -23,20 +21,6 @@ from tests.statistics.activations import captured_inputs
 REFIT = {"ranks": {"*": 9}, "sequential": True, "refit": True}
 HEAD = REFIT | {"lm_head": True}
 QUANTIZE = {"bits": 4, "group_size": 16}
-
-
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, SiteStatistics]:
-    """Statistics that each layer was compressed with."""
-    found: dict[str, SiteStatistics] = {}
-    original = loop.compress_layer
-
-    def spy(weight: Tensor, plan: LayerPlan, float_type: Any, **options: Any) -> StoredLayer:
-        found[plan.name] = options["statistics"]
-        return original(weight, plan, float_type, **options)
-
-    monkeypatch.setattr(loop, "compress_layer", spy)
-    return found
 
 
 def put_layer_into(model: nn.Module, store: Store, name: str) -> None:

@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from asvd_q.decomposition import diagonal_scaling, identity_scaling, whitening_scaling
+from asvd_q.decomposition import (
+    diagonal_scaling,
+    identity_scaling,
+    spectrum,
+    whitening_scaling,
+)
 from asvd_q.decomposition.scaling import Scaling
 from asvd_q.errors import NumericsError
-from tests.decomposition.reference import random_case
+from tests.decomposition.reference import HARD, random_case
 
 
 def matrix_of(scaling: Scaling) -> torch.Tensor:
@@ -98,3 +103,14 @@ def test_a_gram_that_no_damping_saves_is_an_error_and_not_an_endless_loop(dampin
     gram = torch.diag(torch.tensor([10.0, 10.0, -15.0], dtype=torch.float64))
     with pytest.raises(NumericsError, match="no Cholesky factorisation at any damping"):
         whitening_scaling(gram, damping)
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_singular_values_times_the_unit_are_those_of_the_outputs(kind: str) -> None:
+    """‖W x‖² summed over tokens, whatever S was divided by: layers can be compared."""
+    case = HARD[kind](random_case((24, 40)))
+    scaling = whitening_scaling(1e6 * case.gram, 1e-12)
+    found = spectrum(case.weight, scaling)
+    outputs = 1e3 * case.inputs @ case.weight.double().T
+    energy = float(outputs.square().sum()) / len(outputs)
+    assert float((found.unit * found.values).square().sum()) == pytest.approx(energy, rel=1e-6)

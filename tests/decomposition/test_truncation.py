@@ -8,7 +8,6 @@ import torch
 
 from asvd_q.decomposition import (
     Scaling,
-    SigmaSplit,
     Spectrum,
     diagonal_scaling,
     identity_scaling,
@@ -17,6 +16,7 @@ from asvd_q.decomposition import (
     whitening_scaling,
 )
 from asvd_q.errors import NumericsError, RankError
+from asvd_q.recipe.decompose import SigmaSplit
 from tests.decomposition.reference import (
     HARD,
     SHAPES,

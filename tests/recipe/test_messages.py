@@ -133,7 +133,7 @@ __all__ = ["recipe_file"]
         ),
         (
             "calibration.corpora.1.source=x",
-            "calibration.corpora.1.source is 'x': no corpus of that name. Allowed: generated, python-docs,",
+            "calibration.corpora.1.source is 'x': no corpus of that name. Allowed: generated, ",
         ),
         ("calibration={corpus: x.csv}", "calibration.corpus is 'x.csv': no corpus of that name"),
         ("calibration={corpus: {source: x.csv}}", "calibration.corpus.source is 'x.csv': "),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from asvd_q.errors import ExportError
+from asvd_q.errors import ExportError, first_line
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -129,7 +129,7 @@ def _traced(decoder: nn.Module, past: list[tuple[Tensor, Tensor]], opset: int) -
             verbose=False,
         )
     except OnnxExporterError as error:
-        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        cause = first_line(error.__cause__ or error)
         raise ExportError(
             f"torch cannot trace this architecture to ONNX: {cause}; use the transformers format"
         ) from error

@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from asvd_q.errors import ArtefactError
+from asvd_q.errors import ArtefactError, first_line
 
 __all__ = ["OnnxRunner"]
 
@@ -40,7 +40,7 @@ class OnnxRunner:
                 path, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # the runtime's errors share no base class
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise ArtefactError(
                 f"{path} cannot be loaded by ONNX Runtime ({reason}): export it again"
             ) from error

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from asvd_q.artefact import METADATA_FILE, read_metadata
-from asvd_q.errors import ArtefactError
+from asvd_q.errors import ArtefactError, first_line
 from asvd_q.records import ArtefactMetadata, LayerRecord
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's errors share no base with onnx's
-        raise ArtefactError(f"{path} cannot be read: {_line(error)}; export it again") from error
+        raise ArtefactError(
+            f"{path} cannot be read: {first_line(error)}; export it again"
+        ) from error
     properties = {entry.key: entry.value for entry in model.metadata_props}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = {
@@ -131,7 +133,3 @@ def _unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     offsets = np.arange(0, 8, bits, dtype=np.uint8)
     mask = np.uint8(2**bits - 1)
     return ((packed[:, :, None] >> offsets) & mask).reshape(packed.shape[0], -1)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
