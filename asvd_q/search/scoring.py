@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from asvd_q.metrics import kl_divergence, token_nll
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.hidden import HiddenStates
 
@@ -51,7 +50,7 @@ class Score:
 
     def of(self, position: int, candidates: Iterable[Tensor]) -> Iterator[Tensor]:
         """Values (windows, tokens − 1) of candidates' last hidden states, for one batch."""
-        batch = self._batches[position]
+        labels = self._batches[position][:, 1:]
         reference: list[Tensor] | None = None
         if self._hidden is not None:
             reference = [self._logits(window) for window in self._hidden[position]]
@@ -61,35 +60,49 @@ class Score:
             for number, window in enumerate(hidden):
                 logits = self._logits(window)
                 if reference is None:
-                    values.append(_in_slices(token_nll, logits, batch[number, None], overlap=1))
+                    values.append(_in_slices(_token_losses, logits, labels[number]))
                 else:
-                    dense = reference[number][:, :-1]
-                    values.append(_in_slices(kl_divergence, dense, logits[:, :-1], overlap=0))
-            yield torch.cat(values)
+                    values.append(_in_slices(_divergences, logits, reference[number]))
+            yield torch.stack(values)
 
     def _logits(self, window: Tensor) -> Tensor:
-        return self._model.logits(self._outside, window[None])
+        """Of all tokens but the last (tokens − 1, vocabulary), at least float32."""
+        logits = self._model.logits(self._outside, window[None])[0, :-1]
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _in_slices(
-    measure: Callable[[Tensor, Tensor], Tensor], one: Tensor, two: Tensor, *, overlap: int
-) -> Tensor:
-    """A measure of (1, tokens, …) tensors, a few tokens at a time.
+def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Next-token losses (tokens,), float64.
 
-    Four times as fast on a CPU, where the float64 copies then stay in cache.
-
-    Args:
-        overlap: how many tokens more than values the measure takes.
+    The logarithm is taken in the logits' own precision: its rounding errors, 1e-6 at most, have
+    no direction and vanish in the mean over tokens.
     """
-    count = one.shape[1] - overlap
-    step = max(_SLICE // one.shape[-1], 1) if one.device.type == "cpu" else count
-    return torch.cat(
-        [
-            measure(one[:, start : start + step + overlap], two[:, start : start + step + overlap])
-            for start in range(0, count, step)
-        ],
-        dim=1,
-    )
+    chosen = logits.gather(-1, labels.to(logits.device)[:, None])[:, 0]
+    return logits.logsumexp(-1).double() - chosen.double()
+
+
+def _divergences(logits: Tensor, reference: Tensor) -> Tensor:
+    """KL(p ‖ q) (tokens,), float64; p from the reference.
+
+    Taken as Σ p (a − b) + log Σ eᵇ − log Σ eᵃ, with a and b the logits of p and q: what is small
+    is then a sum of small terms, not a difference of large ones. A single token's value can be
+    below 0 by a rounding error; set to 0 it would make the mean too large.
+    """
+    p = reference.softmax(-1)
+    # Where p is 0 the term is 0, even if the logits are −infinity there. NaN stays.
+    terms = torch.where(p == 0, 0.0, p * (reference - logits))
+    expected = terms.sum(-1, dtype=torch.float64)
+    return expected + logits.logsumexp(-1).double() - reference.logsumexp(-1).double()
+
+
+def _in_slices(measure: Callable[[Tensor, Tensor], Tensor], one: Tensor, two: Tensor) -> Tensor:
+    """A measure of (tokens, …) tensors, a few tokens at a time.
+
+    Several times as fast on a CPU, where intermediate results then stay in cache.
+    """
+    step = max(_SLICE // one.shape[-1], 1) if one.device.type == "cpu" else len(one)
+    pairs = zip(torch.split(one, step), torch.split(two, step), strict=True)
+    return torch.cat([measure(*pair) for pair in pairs])
 
 
 class Mean:
