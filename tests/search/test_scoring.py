@@ -55,4 +55,5 @@ def test_tokens_that_no_model_allows_do_not_count() -> None:
     reference, changed = logits(1.0), logits(1.0) + 0.1 * (logits(1.0, seed=2) - 30)
     expected = scoring._divergences(changed[:, 1:], reference[:, 1:])
     reference[:, 0], changed[:, 0] = -torch.inf, -torch.inf
-    torch.testing.assert_close(scoring._divergences(changed, reference), expected)
+    found = scoring._divergences(changed, reference)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
