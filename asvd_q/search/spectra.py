@@ -50,8 +50,9 @@ def singular_values(
         progress: called with the number of blocks done, up to the last that is needed.
 
     Returns:
-        Layer → (min(out, in),), descending, float64; exactly 0 beyond the numerical rank. A
-        layer that no token reaches is left out.
+        Layer → (min(out, in),), descending, float64; exactly 0 beyond the numerical rank. With
+        whitening they are in the units of the outputs, so that layers compare. A layer that no
+        token reaches is left out.
 
     Raises:
         NumericsError: naming a layer whose weight or inputs are not finite.

@@ -50,7 +50,6 @@ def by_numpy(
             gram = x.T @ x / len(x)
             damping = section.damping * gram.trace() / len(gram) * np.eye(len(gram))
             scale = np.linalg.cholesky(gram + damping)
-            scale /= np.sqrt(gram.trace() / len(gram))
         else:
             scale = scaling_matrix(section.scaling, x, section.alpha, section.damping)
         found[ref.name] = np.linalg.svd(weight @ scale, compute_uv=False)
