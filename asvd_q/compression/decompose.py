@@ -50,16 +50,12 @@ def decompose(
     """
     assert plan.rank is not None
     notes: list[str] = []
-    target = weight
     scaling = make_scaling(section, statistics, fisher)
-    refit = section.refit and statistics is not None and statistics.dense is not None
-    if refit:
+    refit = None if statistics is None or not section.refit else statistics.dense
+    if refit is not None:
         assert statistics is not None
-        assert statistics.dense is not None
-        target = refit_target(
-            weight, statistics.gram, statistics.dense.cross, section.refit_damping
-        )
-    found = spectrum(target, scaling, plan.name)
+        weight = refit_target(weight, statistics.gram, refit.cross, section.refit_damping)
+    found = spectrum(weight, scaling, plan.name)
     if scaling.retries:
         notes.append(f"damping raised {scaling.retries} times, to {scaling.damping:g}")
     if found.numerical_rank < plan.rank:
@@ -68,7 +64,7 @@ def decompose(
             "the rest of the factors is zero"
         )
     factors = truncate(found, plan.rank, section.sigma_split)
-    if refit and section.scaling != "whitening":
+    if refit is not None and section.scaling != "whitening":
         assert statistics is not None
         factors = refit_left(factors, found.weight, statistics.gram)
     return Decomposition(found.weight, factors, tuple(notes))

@@ -104,21 +104,18 @@ def _quantized_factors(
     gram: Tensor | None,
     factor_aware: FactorAware,
 ) -> dict[Slot, StoredWeight]:
-    """B first, then A, for what the stored B makes of the layer's inputs.
-
-    In float64 the error that B's rounding leaves is one that A can partly make up for:
-    A = W Ĝ B̂ᵀ (B̂ Ĝ B̂ᵀ)⁺ is its closed form.
-    """
+    """B first, then A: fitted to the stored B, and quantized for what that makes of the inputs."""
     factors = found.factors
     right = _quantized(factors.B, plan, "B", float_type, gram)
-    latent = None
+    left, latent = factors.A, None
     if gram is not None:
         rounded = right.dequantize().double().to(gram.device)
-        basis = rounded if factor_aware.latent_gram else factors.B
-        latent = basis @ gram @ basis.T
         if factor_aware.refit and plan.quantization["B"] is not None:
-            factors = refit_left(Factors(factors.A, rounded), found.target, gram)
-    return {"B": right, "A": _quantized(factors.A, plan, "A", float_type, latent)}
+            left = refit_left(Factors(left, rounded), found.target, gram).A
+        if plan.quantization["A"] is not None:
+            basis = rounded if factor_aware.latent_gram else factors.B
+            latent = basis @ gram @ basis.T
+    return {"B": right, "A": _quantized(left, plan, "A", float_type, latent)}
 
 
 def _error(weight: Tensor, approximation: Tensor, statistics: SiteStatistics | None) -> float:

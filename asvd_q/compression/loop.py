@@ -7,9 +7,8 @@ again, only run, so an interrupted loop goes on where it stopped and ends with t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -133,12 +132,13 @@ class _Loop:
         inside = [block for block in pending if block is not None]
         last = len(self.model) - 1 if None in pending else max(inside)
         hidden = HiddenStates(calibration.folder)
-        dense = HiddenStates(_dense_folder(calibration.folder)) if self.refit else None
+        dense = HiddenStates.named(calibration.folder, "dense") if self.refit else None
         with self.model.outside() as outside:
             for batch in calibration.batches():
-                hidden.append(self.model.embed(outside, batch))
+                embedded = self.model.embed(outside, batch)
+                hidden.append(embedded)
                 if dense is not None:
-                    dense.append(hidden[len(hidden) - 1].clone())
+                    dense.append(embedded)
         del outside  # embedding and head: not alive through the loop
         for index in range(last + 1):
             advance = index < last or None in pending
@@ -213,8 +213,11 @@ class _Loop:
             sites = find_sites(self.model, block, index, hidden[0], set(plans))
             done: dict[str, StoredLayer] = {}
 
+            def replaced(name: str) -> dict[Slot, Tensor] | None:
+                return done[name].replacement() if name in done else None
+
             def compressed() -> nn.Module:
-                return self.model.load_block(index, replaced=partial(_replacement, done))
+                return self.model.load_block(index, replaced=replaced)
 
             for site, statistics in site_by_site(
                 self.model, index, sites, block, compressed, dense, hidden
@@ -281,20 +284,3 @@ class _Loop:
             folder=calibration.folder,
             progress=lambda done: self.progress("Fisher information", done, total),
         )
-
-
-def _dense_folder(folder: Path | None) -> Path | None:
-    """Where the hidden states of the dense model go, beside the compressed one's."""
-    if folder is None:
-        return None
-    path = folder / "dense"
-    path.mkdir(exist_ok=True)
-    return path
-
-
-def _replacement(done: Mapping[str, StoredLayer], name: str) -> dict[Slot, Tensor] | None:
-    """What `Store.replaced` gives, of layers that are not in the store yet."""
-    layer = done.get(name)
-    if layer is None or not layer.record.as_plan().changed:
-        return None
-    return {slot: weight.dequantize() for slot, weight in layer.weights.items()}

@@ -13,13 +13,12 @@ from asvd_q.decomposition import Spectrum
 from asvd_q.errors import NumericsError
 from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.hidden import HiddenStates
-from asvd_q.models.refs import Site, WeightRef
+from asvd_q.models.refs import Site
 from asvd_q.recipe import DecomposeSection
 from asvd_q.search.layers import layers_by_block
 from asvd_q.search.replay import TruncatedLayer
 from asvd_q.search.scoring import Mean, Metric, Score
-from asvd_q.search.spectra import decomposing
-from asvd_q.statistics.fisher import fisher_information
+from asvd_q.search.spectra import decomposing, fisher_if_wanted
 
 __all__ = ["exact_losses"]
 
@@ -111,7 +110,8 @@ class _Sweep:
         layers, done = sum(map(len, pending.values())), 0
         if not layers:
             return found
-        fisher = self._fisher(pending)
+        weights = [ref for refs in pending.values() for ref in refs]
+        fisher = fisher_if_wanted(self.model, self.windows, weights, self.section, self.folder)
         with self.model.outside() as outside:
             score = Score(self.model, outside, self.batches, self.metric, self._dense(outside))
             hidden = self._embed(outside)
@@ -174,12 +174,6 @@ class _Sweep:
     def _sites(self, block: nn.Module, index: int, hidden: HiddenStates) -> list[Site]:
         names = {ref.name for ref in self.model.skeleton.weights if ref.block == index}
         return find_sites(self.model, block, index, hidden[0][:1], names)
-
-    def _fisher(self, pending: Mapping[int, list[WeightRef]]) -> dict[str, Tensor]:
-        if self.section.scaling != "fisher":
-            return {}
-        weights = [ref for refs in pending.values() for ref in refs]
-        return fisher_information(self.model, self.windows, weights, folder=self.folder)
 
     def _embed(self, outside: nn.Module) -> HiddenStates:
         hidden = HiddenStates.named(self.folder, "dense-1")

@@ -23,9 +23,9 @@ from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import WeightRef
 from asvd_q.recipe import DecomposeSection
-from asvd_q.search.spectra import decomposing
+from asvd_q.search.spectra import decomposing, fisher_if_wanted
 from asvd_q.statistics.backward import backward_through_block, backward_through_head, keep_inputs
-from asvd_q.statistics.fisher import fisher_information
+from asvd_q.statistics.sampling import draw_tokens
 
 __all__ = ["Labels", "fast_losses"]
 
@@ -78,9 +78,7 @@ def fast_losses(
     Source: second-order expansion as in Optimal Brain Damage, with the Fisher matrix for the
     Hessian.
     """
-    fisher: dict[str, Tensor] = {}
-    if section.scaling == "fisher":
-        fisher = fisher_information(model, windows, list(weights), folder=folder)
+    fisher = fisher_if_wanted(model, windows, weights, section, folder)
     total = 2 * len(model)
     batches = torch.split(windows, batch_size)
     bases = _Bases(folder, model.device)
@@ -136,14 +134,8 @@ class _Loss:
         return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
 
     def _draw(self, logits: Tensor) -> Tensor:
-        """One token per position (tokens,), by inverting the cumulated distribution.
-
-        One random number per token, drawn on the CPU: the same labels on every device.
-        """
-        cumulated = logits.softmax(-1).cumsum(-1)
-        uniform = torch.rand(len(logits), 1, generator=self._generator).to(logits.device)
-        drawn = torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)
-        return drawn.squeeze(-1).clamp(max=logits.shape[-1] - 1)
+        """One token per position (tokens,)."""
+        return draw_tokens(logits, torch.rand(len(logits), generator=self._generator))
 
 
 class _Projections:

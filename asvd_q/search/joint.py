@@ -19,10 +19,9 @@ from asvd_q.models.refs import WeightRef
 from asvd_q.recipe import DecomposeSection
 from asvd_q.search.layers import layers_by_block
 from asvd_q.search.scoring import Mean, Metric, Score
-from asvd_q.search.spectra import spectra_by_block
-from asvd_q.statistics.fisher import fisher_information
+from asvd_q.search.spectra import fisher_if_wanted, spectra_by_block
 
-__all__ = ["JointLosses", "joint_losses", "measure_jointly"]
+__all__ = ["JointLosses", "measure_jointly"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -40,7 +39,8 @@ class JointLosses:
     increases: tuple[float, ...]
 
 
-def joint_losses(
+@torch.no_grad()
+def measure_jointly(
     model: BlockwiseModel,
     windows: Tensor,
     choices: Sequence[Mapping[str, int]],
@@ -50,7 +50,7 @@ def joint_losses(
     batch_size: int,
     folder: Path | None = None,
     progress: Progress = lambda stage, done, total: None,
-) -> list[float]:
+) -> JointLosses:
     """Loss increase of every choice of ranks, all its layers truncated together.
 
     Block by block: the dense model is run once, for the statistics; every layer is decomposed
@@ -70,48 +70,21 @@ def joint_losses(
         progress: called with the number of blocks done.
 
     Returns:
-        Nats per token, in the order of `choices`. A layer that no token reaches changes nothing.
+        The increases in the order of `choices`, and the dense model's own loss. A layer that no
+        token reaches changes nothing.
 
     Raises:
         ModelError: a name that is no layer of a block.
         RankError: a rank outside 1 … min(out, in).
         NumericsError: a layer whose weight or inputs are not finite, or a loss that is not.
     """
-    found = measure_jointly(
-        model,
-        windows,
-        choices,
-        section,
-        metric=metric,
-        batch_size=batch_size,
-        folder=folder,
-        progress=progress,
-    )
-    return list(found.increases)
-
-
-@torch.no_grad()
-def measure_jointly(
-    model: BlockwiseModel,
-    windows: Tensor,
-    choices: Sequence[Mapping[str, int]],
-    section: DecomposeSection,
-    *,
-    metric: Metric = "perplexity",
-    batch_size: int,
-    folder: Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
-) -> JointLosses:
-    """`joint_losses` together with the dense model's own loss."""
     ranks: dict[str, set[int]] = {}
     for choice in choices:
         for name, rank in choice.items():
             ranks.setdefault(name, set()).add(rank)
     layers = layers_by_block(model, ranks)
     weights = [weight for block in layers.values() for weight in block]
-    fisher: dict[str, Tensor] = {}
-    if section.scaling == "fisher" and weights:
-        fisher = fisher_information(model, windows, weights, folder=folder)
+    fisher = fisher_if_wanted(model, windows, weights, section, folder)
     batches = torch.split(windows, batch_size)
     dense = HiddenStates.named(folder, "dense")
     streams = [HiddenStates.named(folder, f"choice-{number:03d}") for number in range(len(choices))]

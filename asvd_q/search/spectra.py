@@ -21,7 +21,7 @@ from asvd_q.recipe import DecomposeSection
 from asvd_q.statistics.collectors import SiteCollector, SiteStatistics, collecting
 from asvd_q.statistics.fisher import fisher_information
 
-__all__ = ["decomposing", "singular_values", "spectra_by_block"]
+__all__ = ["decomposing", "fisher_if_wanted", "singular_values", "spectra_by_block"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -43,8 +43,8 @@ def singular_values(
         model: dense; nothing in it is changed.
         windows: int64 (samples, tokens).
         weights: layers inside the blocks.
-        section: what S is. It is normalised as the decomposition has it, to mean square 1: values
-            of one layer compare with each other, and with those of another up to a factor.
+        section: what S is. A diagonal one is normalised to mean square 1, so that values of
+            different layers compare only up to a factor.
         batch_size: windows per forward pass.
         folder: an existing folder that keeps hidden states instead of memory.
         progress: called with the number of blocks done, up to the last that is needed.
@@ -57,9 +57,7 @@ def singular_values(
     Raises:
         NumericsError: naming a layer whose weight or inputs are not finite.
     """
-    fisher: dict[str, Tensor] = {}
-    if section.scaling == "fisher":
-        fisher = fisher_information(model, windows, list(weights), folder=folder)
+    fisher = fisher_if_wanted(model, windows, weights, section, folder)
     hidden = HiddenStates.named(folder, "dense")
     with model.outside() as outside:
         model.embed(outside, windows[:1])  # the shape that sites are found on
@@ -75,6 +73,23 @@ def singular_values(
         if index >= last:
             break
     return {weight.name: found[weight.name] for weight in weights if weight.name in found}
+
+
+def fisher_if_wanted(
+    model: BlockwiseModel,
+    windows: Tensor,
+    weights: Sequence[WeightRef],
+    section: DecomposeSection,
+    folder: Path | None,
+) -> dict[str, Tensor]:
+    """Layer → Fisher information (in,), where the scaling is made of it; else nothing.
+
+    Args:
+        folder: keeps the blocks' inputs on disk instead of in memory.
+    """
+    if section.scaling != "fisher" or not weights:
+        return {}
+    return fisher_information(model, windows, list(weights), folder=folder)
 
 
 @contextmanager

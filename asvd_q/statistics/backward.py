@@ -55,7 +55,7 @@ def keep_inputs(
     Returns:
         Per block, then for the head: one entry (windows, tokens, hidden) per batch.
     """
-    inputs = [HiddenStates(_subfolder(folder, index)) for index in range(len(model) + 1)]
+    inputs = [HiddenStates.named(folder, f"inputs-{index:05d}") for index in range(len(model) + 1)]
     for batch in batches:
         inputs[0].append(model.embed(outside, batch))
     for index in range(len(model)):
@@ -119,11 +119,3 @@ def _gradients(
     if probe is not None:
         probe.add(rest)
     return found
-
-
-def _subfolder(folder: Path | None, index: int) -> Path | None:
-    if folder is None:
-        return None
-    path = folder / f"inputs-{index:05d}"
-    path.mkdir(parents=True, exist_ok=True)
-    return path

@@ -26,6 +26,7 @@ from asvd_q.files import atomic_path, make_folder
 from asvd_q.models.assemble import assemble, nothing_replaced
 from asvd_q.models.skeleton import Skeleton
 from asvd_q.models.source import SourceModel
+from asvd_q.statistics.sampling import draw_tokens
 
 __all__ = ["GeneratedText", "sample_tokens"]
 
@@ -72,7 +73,7 @@ class GeneratedText:
             ResourceError: the model does not fit into memory as a whole.
         """
         start = self._start() if first is None else first
-        path = None if self.folder is None else self.folder / f"{self._key(count, window, first)}"
+        path = None if self.folder is None else self.folder / self._file_name(count, window, first)
         kept = None if path is None else _read(path, (count, window))
         if kept is not None:
             return kept
@@ -135,7 +136,7 @@ class GeneratedText:
                 "text in calibration.corpora instead of generated"
             )
 
-    def _key(self, count: int, window: int, first: int | None) -> str:
+    def _file_name(self, count: int, window: int, first: int | None) -> str:
         content = {
             "asvd_q": __version__,
             "torch": torch.__version__,
@@ -181,19 +182,11 @@ def sample_tokens(
         for position in range(count):
             output = model(input_ids=token[:, None], past_key_values=cache, use_cache=True)
             cache = output.past_key_values
-            token = _draw(output.logits[:, -1], draws[:, position])
+            token = draw_tokens(output.logits[:, -1].double(), draws[:, position])
             drawn.append(token.cpu())
             progress((turn * count + position + 1) // turns)
         found.append(torch.stack(drawn, 1))
     return torch.cat(found).clone()
-
-
-def _draw(logits: Tensor, numbers: Tensor) -> Tensor:
-    """One token per row, by inverting the cumulated distribution at numbers in [0, 1)."""
-    cumulated = logits.double().softmax(-1).cumsum(-1)
-    target = numbers.to(logits.device)[:, None] * cumulated[:, -1:]
-    drawn = torch.searchsorted(cumulated, target, right=True).squeeze(-1)
-    return drawn.clamp(max=logits.shape[-1] - 1)
 
 
 def _turns(model: torch.nn.Module, starts: Tensor, count: int, device: str) -> int:

@@ -74,6 +74,15 @@ class StoredLayer:
     record: LayerRecord
     weights: Mapping[Slot, StoredWeight]
 
+    def replacement(self) -> dict[Slot, Tensor] | None:
+        """Matrices that stand in for the source weight; None for a layer left alone.
+
+        float32, dequantized: exactly what is evaluated.
+        """
+        if not self.record.as_plan().changed:
+            return None
+        return {slot: weight.dequantize() for slot, weight in self.weights.items()}
+
 
 class Store:
     """A compressed model on disk. `Store.create` starts one, `Store.open` reads one."""
@@ -234,14 +243,11 @@ class Store:
             yield self.layer(name)
 
     def replaced(self, name: str) -> dict[Slot, Tensor] | None:
-        """Matrices that stand in for a layer's source weight; None for one left alone.
-
-        float32, dequantized: exactly what is evaluated.
-        """
+        """`StoredLayer.replacement` of a layer; None where the store has none of that name."""
         record = self._by_name().get(name)
-        if record is None or not record.as_plan().changed:
+        if record is None or not record.as_plan().changed:  # whose weight need not be read
             return None
-        return {slot: weight.dequantize() for slot, weight in self.layer(name).weights.items()}
+        return self.layer(name).replacement()
 
     def metadata(
         self, format: str, options: Mapping[str, object] | None = None

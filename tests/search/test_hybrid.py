@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asvd_q.errors import RecipeError
-from asvd_q.preparation import Prepared, prepare, read_tokens
+from asvd_q.preparation import Prepared, prepare
 from asvd_q.recipe import Recipe
 from asvd_q.search import hybrid
 from asvd_q.search.allocation import Allocation, Budget, allocate
@@ -22,7 +22,7 @@ from asvd_q.search.candidates import Candidate, monotone_losses
 from asvd_q.search.context import SearchContext
 from asvd_q.search.exact import exact_losses
 from asvd_q.search.hybrid import corrected_losses, deciding_ranks, hybrid_sensitivities
-from asvd_q.search.ranks import SearchResult, search_ranks
+from asvd_q.search.ranks import SearchResult
 from asvd_q.search.sensitivities import Losses, Ranks
 from tests.support import WREN
 
@@ -168,24 +168,12 @@ def prepared() -> Prepared:
     return prepare(Recipe.model_validate({**WHAT, "search": {"kept_ratio": 0.9}}))
 
 
-@pytest.fixture(scope="module")
-def windows(prepared: Prepared) -> Tensor:
-    found = read_tokens(prepared).calibration
-    assert found is not None
-    return found
-
-
 @pytest.fixture
-def run_search(prepared: Prepared, windows: Tensor, tmp_path: Path) -> Search:
-    model = prepared.model()
-
+def run_search(search_in: Search) -> Search:
     def run(*, known_only: bool = False, place: str = "search", **search: Any) -> SearchResult:
         fields = {"kept_ratio": 0.96, "sensitivity": "hybrid", "verify": False, **search}
         recipe = Recipe.model_validate({**WHAT, "search": fields})
-        folder, silent = tmp_path / place, lambda stage, done, total: None
-        return search_ranks(
-            recipe, model, windows, "bfloat16", folder, silent, known_only=known_only
-        )
+        return search_in(recipe, known_only=known_only, place=place)
 
     return run
 

@@ -19,7 +19,7 @@ from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.refs import Site
 from asvd_q.recipe import DecomposeSection
 from asvd_q.search.exact import exact_losses
-from asvd_q.search.joint import joint_losses, measure_jointly
+from asvd_q.search.joint import measure_jointly
 from asvd_q.statistics.collectors import SiteCollector
 from asvd_q.statistics.fisher import fisher_information
 from tests.models.families import FAMILIES, plain_model, save_family
@@ -28,6 +28,11 @@ from tests.support import tiny_llama
 
 WINDOWS = torch.randint(3, 64, (5, 12), generator=torch.Generator().manual_seed(2))
 """Five windows: in batches of two the last one is smaller."""
+
+
+def joint_losses(*args: Any, **options: Any) -> list[float]:
+    """Loss increase of every choice."""
+    return list(measure_jointly(*args, **options).increases)
 
 
 def open_model(folder: Path) -> BlockwiseModel:

@@ -11,10 +11,10 @@ import pytest
 from torch import Tensor
 
 from asvd_q.errors import RankError, RecipeError
-from asvd_q.preparation import Prepared, prepare, read_tokens
+from asvd_q.preparation import Prepared, prepare
 from asvd_q.recipe import DecomposeSection, Recipe
 from asvd_q.search.joint import measure_jointly
-from asvd_q.search.ranks import SearchResult, search_ranks
+from asvd_q.search.ranks import SearchResult
 from tests.support import WREN
 
 Search = Callable[..., SearchResult]
@@ -35,26 +35,15 @@ def prepared() -> Prepared:
     return prepare(recipe_for("+2 %"))
 
 
-@pytest.fixture(scope="module")
-def windows(prepared: Prepared) -> Tensor:
-    found = read_tokens(prepared).calibration
-    assert found is not None
-    return found
-
-
 @pytest.fixture
-def run_search(prepared: Prepared, windows: Tensor, tmp_path: Path) -> Search:
-    """Searches for a target; what is measured is kept in a folder of the test's own."""
-    model = prepared.model()
+def run_search(search_in: Search) -> Search:
+    """Searches for a target."""
 
     def run(
         perplexity: str | float, *, known_only: bool = False, place: str = "search", **search: Any
     ) -> SearchResult:
         recipe = recipe_for(perplexity, **search)
-        folder, silent = tmp_path / place, lambda stage, done, total: None
-        return search_ranks(
-            recipe, model, windows, "bfloat16", folder, silent, known_only=known_only
-        )
+        return search_in(recipe, known_only=known_only, place=place)
 
     return run
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from asvd_q.preparation import Prepared, prepare, read_tokens
+from asvd_q.preparation import Prepared, prepare
 from asvd_q.recipe import Recipe, SearchSection
 from asvd_q.report.plots import plot_predictions
 from asvd_q.report.search import search_summary, write_search
 from asvd_q.search.allocation import Budget, LossBound, Method, Unit, allocate
 from asvd_q.search.candidates import Candidate
-from asvd_q.search.joint import joint_losses
-from asvd_q.search.ranks import SearchResult, search_ranks
+from asvd_q.search.joint import measure_jointly
+from asvd_q.search.ranks import SearchResult
 from asvd_q.search.scoring import Metric
 from asvd_q.search.verification import allocations_around, metric_of
 from tests.support import WREN
@@ -80,30 +80,17 @@ def prepared() -> Prepared:
     return prepare(Recipe.model_validate({**WHAT, "search": {"kept_ratio": 0.9}}))
 
 
-@pytest.fixture(scope="module")
-def windows(prepared: Prepared) -> Tensor:
-    found = read_tokens(prepared).calibration
-    assert found is not None
-    return found
-
-
 @pytest.fixture
-def run_search(prepared: Prepared, windows: Tensor, tmp_path: Path) -> Search:
-    """Searches; what is measured is kept in a folder of the test's own."""
-    model = prepared.model()
-
+def run_search(search_in: Search) -> Search:
     def run(*, known_only: bool = False, **search: Any) -> SearchResult:
         recipe = Recipe.model_validate({**WHAT, "search": {"kept_ratio": 0.93, **search}})
-        folder, silent = tmp_path / "search", lambda stage, done, total: None
-        return search_ranks(
-            recipe, model, windows, "bfloat16", folder, silent, known_only=known_only
-        )
+        return search_in(recipe, known_only=known_only)
 
     return run
 
 
 @pytest.mark.parametrize(("labels", "metric"), [("sampled", "kl"), ("corpus", "perplexity")])
-def test_measured_as_joint_losses_measures(
+def test_measured_as_measure_jointly_measures(
     labels: str, metric: Metric, run_search: Search, prepared: Prepared, windows: Tensor
 ) -> None:
     result = run_search(labels=labels)
@@ -115,7 +102,7 @@ def test_measured_as_joint_losses_measures(
     everything = [found.chosen, *found.others]
     section = prepared.recipe.decompose
     assert section is not None
-    expected = joint_losses(
+    expected = measure_jointly(
         prepared.model(),
         windows,
         [one.allocation.ranks for one in everything],
@@ -123,7 +110,7 @@ def test_measured_as_joint_losses_measures(
         metric=metric,
         batch_size=4,
     )
-    assert [one.loss for one in everything] == pytest.approx(expected, abs=1e-9)
+    assert [one.loss for one in everything] == pytest.approx(list(expected.increases), abs=1e-9)
     assert (found.perplexities is None) == (metric == "kl")
 
 
