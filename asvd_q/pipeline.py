@@ -209,12 +209,13 @@ def _compress(
     with _scratch(prepared, folder) as scratch:
         calibration = None
         if windows is not None and recipe.calibration is not None:
-            calibration = Calibration(windows, recipe.calibration.batch_size, scratch)
+            section = recipe.calibration
+            calibration = Calibration(windows, section.batch_size, section.sequential, scratch)
         compress(
             model,
             store,
             section=recipe.decompose,
-            factor_aware=recipe.factor_aware,
+            quantization=recipe.quantize,
             calibration=calibration,
             progress=progress,
         )

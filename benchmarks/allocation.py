@@ -33,13 +33,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from asvd_q.errors import RankError
 from asvd_q.report.tables import Table
 from benchmarks._parts import add_options, settings_of
-from benchmarks._points import Point, Points, Setting
+from benchmarks._points import Points, add_append, open_points
 from benchmarks._ranks import RankFinder
+from benchmarks._setting import Point, Setting
 from benchmarks.common import Bench, finish, parse_options
 
 __all__ = ["compute", "compute_all", "main"]
@@ -55,15 +54,16 @@ def compute(bench: Bench, finder: RankFinder, setting: Setting) -> Point:
     if setting.method == "dense":
         kept, perplexity = 1.0, bench.perplexities()
     else:
-        section = {
-            "scaling": setting.scaling,
-            "sequential": setting.sequential,
-            "refit": setting.refit,
-            "ranks": finder.ranks(setting),
+        sections = {
+            "calibration": {"sequential": setting.sequential},
+            "decompose": {
+                "scaling": setting.scaling,
+                "refit": setting.refit,
+                "ranks": finder.ranks(setting),
+            },
         }
-        kept, perplexity = bench.compressed_perplexities(
-            {"decompose": section}, setting.calibration
-        )
+        found = bench.compressed(sections, setting.calibration)
+        kept, perplexity = found.kept_ratio, found.perplexity
     seconds = time.perf_counter() - start
     return Point(
         **setting.model_dump(), kept_ratio=kept, perplexity=perplexity, seconds=round(seconds, 2)
@@ -74,7 +74,7 @@ def compute_all(
     bench: Bench,
     finder: RankFinder,
     settings: Sequence[Setting],
-    points: Points,
+    points: Points[Point],
     tell: Callable[[str], None],
 ) -> None:
     """Add what is not known yet; a target that a method cannot reach is told and left out."""
@@ -128,14 +128,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--cache", type=Path, help="folder of what later runs need not do again")
-    parser.add_argument("--append", action="store_true", help="keep the points of --json")
+    add_append(parser)
     options = parse_options(__doc__ or "", parser)
-    if options.append and options.json is None:
-        parser.error("--append keeps the points of a file: name it with --json")
-    try:
-        points = Points(options.json, append=options.append)
-    except ValidationError as error:
-        parser.error(f"--append: {options.json} is no list of this script's points: {error}")
+    points = open_points(Point, options, parser)
     with tempfile.TemporaryDirectory() as temporary:
         folder: Path = options.cache or Path(temporary)
         bench = Bench(options, folder=folder / "generated")

@@ -44,7 +44,16 @@ from asvd_q.statistics.generated import GeneratedText
 from asvd_q.statistics.windows import calibration_windows, evaluation_windows
 from asvd_q.store import Store, StoreHeader
 
-__all__ = ["BATCH", "Bench", "Options", "finish", "names", "parse_options", "write_json"]
+__all__ = [
+    "BATCH",
+    "Bench",
+    "Compressed",
+    "Options",
+    "finish",
+    "names",
+    "parse_options",
+    "write_json",
+]
 
 BATCH = 4
 """Windows per forward pass."""
@@ -65,17 +74,41 @@ class Options:
     json: Path | None
 
 
-def parse_options(description: str, parser: argparse.ArgumentParser | None = None) -> Any:
+@dataclass(frozen=True)
+class Compressed:
+    """What came of a recipe.
+
+    Attributes:
+        kept_ratio: parameters of the blocks' linear layers, after / before.
+        layer_bytes: those layers as a store counts them: codes at their own width, float16
+            scales, zero points at the codes' width, what is not quantized in the float type.
+        total_bytes: the same with embedding, norms and head.
+        perplexity: by corpus.
+    """
+
+    kept_ratio: float
+    layer_bytes: int
+    total_bytes: int
+    perplexity: dict[str, float]
+
+
+def parse_options(
+    description: str,
+    parser: argparse.ArgumentParser | None = None,
+    *,
+    calibration: tuple[str, ...] = ("wikitext2",),
+) -> Any:
     """Parse the command line.
 
     Args:
         parser: with options of the script's own; they are attributes of the result too.
+        calibration: corpora where the command line names none.
     """
     parser = parser or argparse.ArgumentParser()
     parser.description = description
     parser.add_argument("--model", type=Path, default=_ROOT / "tests/data/wren")
     parser.add_argument("--data", type=Path, required=True, help="folder of NAME.{train,test}.txt")
-    parser.add_argument("--calibration", type=names, default=("wikitext2",))
+    parser.add_argument("--calibration", type=names, default=calibration)
     parser.add_argument(
         "--corpora", type=names, default=("wikitext2", "ptb", "tinystories", "pycode")
     )
@@ -133,15 +166,17 @@ class Bench:
     def recipe(self, sections: dict[str, Any]) -> Recipe:
         """A recipe for this model of `decompose`, `search` and `quantize` sections.
 
-        Its corpus is a stand-in: the calibration tokens are those of the options.
+        Its corpus is a stand-in: the calibration tokens are those of the options. What else the
+        sections say of `calibration` holds.
         """
         calibration = {
             "corpora": ["python-docs"],
             "window": self.options.window,
             "batch_size": BATCH,
+            **sections.get("calibration", {}),
         }
-        fields = {"model": {"path": str(self.options.model)}, "calibration": calibration}
-        return Recipe.model_validate(fields | sections)
+        fields = {"model": {"path": str(self.options.model)}}
+        return Recipe.model_validate(fields | sections | {"calibration": calibration})
 
     def plan(self, sections: dict[str, Any]) -> Plan:
         """The plan of a recipe with explicit ranks."""
@@ -152,6 +187,7 @@ class Bench:
     ) -> Store:
         """Carry out a recipe on the calibration tokens; the store lies in `folder`."""
         parsed, plan = self.recipe(recipe), self.plan(recipe)
+        assert parsed.calibration is not None
         header = StoreHeader(
             key="benchmark", asvd_q=__version__, source=self.source.identity, plan=plan
         )
@@ -160,8 +196,10 @@ class Bench:
             BlockwiseModel(self.source, skeleton=self.skeleton),
             store,
             section=parsed.decompose,
-            factor_aware=parsed.factor_aware,
-            calibration=Calibration(self.calibration(calibration), BATCH),
+            quantization=parsed.quantize,
+            calibration=Calibration(
+                self.calibration(calibration), BATCH, parsed.calibration.sequential
+            ),
             progress=lambda stage, done, total: None,
         )
         return Store.open(folder, self.source)
@@ -194,13 +232,19 @@ class Bench:
             for text in self.texts
         }
 
-    def compressed_perplexities(
+    def compressed(
         self, recipe: dict[str, Any], calibration: Sequence[str] | None = None
-    ) -> tuple[float, dict[str, float]]:
-        """Real kept ratio of the parameters, and perplexity per corpus, of a recipe."""
+    ) -> Compressed:
+        """Carry out a recipe and evaluate what it leaves."""
         with tempfile.TemporaryDirectory() as folder:
             store = self.compress(recipe, Path(folder) / "store", calibration)
-            return store.plan.kept_ratio, self.perplexities(store.replaced)
+            layer_bytes = sum(record.bytes_after for record in store.records())
+            return Compressed(
+                kept_ratio=store.finished_plan.kept_ratio,
+                layer_bytes=layer_bytes,
+                total_bytes=layer_bytes + store.plan.other_bytes,
+                perplexity=self.perplexities(store.replaced),
+            )
 
     def _calibration_text(self, name: str) -> Corpus | GeneratedText:
         if name != GENERATED:

@@ -16,8 +16,13 @@ from asvd_q.statistics import generated
 from tests.cli.runner import write_recipe
 
 SECTIONS = {
-    "calibration": {"corpora": ["generated"], "samples": 3, "window": 16},
-    "decompose": {"rank_multiple": 8, "sequential": True, "refit": True},
+    "calibration": {
+        "corpora": ["generated"],
+        "samples": 3,
+        "window": 16,
+        "sequential": True,
+    },
+    "decompose": {"rank_multiple": 8, "refit": True},
     "search": {"kept_ratio": 0.8, "verify": False},
 }
 

@@ -117,9 +117,10 @@ def test_hidden_states_on_disk_give_the_same_bytes(finished: Path, tmp_path: Pat
 @pytest.mark.parametrize("scaling", ["abs_mean", "abs_max", "rms", "fisher", "whitening", "none"])
 @pytest.mark.parametrize("sequential", [False, True], ids=["dense-stats", "sequential"])
 def test_every_scaling_runs(tmp_path: Path, scaling: str, sequential: bool) -> None:
-    section = {"kept_ratio": 0.7, "scaling": scaling, "sequential": sequential}
+    section = {"kept_ratio": 0.7, "scaling": scaling}
+    calibration = _SECTIONS["calibration"] | {"sequential": sequential}
     evaluate = {"corpus": "python-docs", "window": 64, "windows": 4}
-    recipe = write_recipe(tmp_path, decompose=section, evaluate=evaluate)
+    recipe = write_recipe(tmp_path, calibration=calibration, decompose=section, evaluate=evaluate)
     record = run(load_recipe(recipe), _silent)
     assert record.parameters.ratio <= 0.7
     assert record.quality[0].perplexity < 4 * record.dense_quality[0].perplexity

@@ -9,13 +9,14 @@ from asvd_q.compression.decompose import Decomposition, decompose
 from asvd_q.decomposition import (
     Factors,
     refit_left,
+    refit_target,
     refitted_output_error,
     relative_output_error,
 )
 from asvd_q.errors import NumericsError, first_line
 from asvd_q.plan import FloatType, LayerPlan, Slot, store_bytes
 from asvd_q.quantization import TORCH_TYPES, FloatWeight, StoredWeight, quantize
-from asvd_q.recipe import FULLY_AWARE, DecomposeSection, FactorAware
+from asvd_q.recipe import FULLY_AWARE, DecomposeSection, FactorAware, QuantizeSection
 from asvd_q.records import LayerRecord
 from asvd_q.statistics.collectors import SiteStatistics
 from asvd_q.store import StoredLayer
@@ -29,7 +30,7 @@ def compress_layer(
     float_type: FloatType,
     *,
     section: DecomposeSection | None = None,
-    factor_aware: FactorAware = FULLY_AWARE,
+    quantization: QuantizeSection | None = None,
     statistics: SiteStatistics | None = None,
     fisher: Tensor | None = None,
 ) -> StoredLayer:
@@ -41,7 +42,8 @@ def compress_layer(
     Args:
         weight: W (out, in), in the type it is stored in.
         section: how to decompose; needed when the plan says factors.
-        factor_aware: what of B's codes A is told; looked at where B is quantized.
+        quantization: what goes beyond the plan's settings of single matrices: the refit of dense
+            layers, and what A is told of B's codes.
         statistics: of the layer's site. None measures errors on the weights alone.
         fisher: (in,), see `make_scaling`.
 
@@ -61,15 +63,16 @@ def compress_layer(
     stored: dict[Slot, StoredWeight]
     try:
         if plan.rank is None:
-            rounded = weight.to(TORCH_TYPES[float_type])
-            stored = {"weight": _quantized(rounded, plan, "weight", float_type, gram)}
+            target = _dense_target(weight.to(TORCH_TYPES[float_type]), quantization, statistics)
+            stored = {"weight": _quantized(target, plan, "weight", float_type, gram)}
         else:
             assert section is not None
             found = decompose(weight, plan, section, statistics, fisher)
             notes.extend(found.notes)
             if quantized:
                 errors["decompose"] = _error(weight, found.factors.product(), statistics)
-            stored = _quantized_factors(found, plan, float_type, gram, factor_aware)
+            aware = FULLY_AWARE if quantization is None else quantization.factors.aware
+            stored = _quantized_factors(found, plan, float_type, gram, aware)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         reason = f"its decomposition failed: {first_line(error)}"
         return keep_layer(weight, plan, float_type, reason)
@@ -95,6 +98,17 @@ def keep_layer(
     )
     stored: dict[Slot, StoredWeight] = {"weight": FloatWeight(weight.to(TORCH_TYPES[float_type]))}
     return StoredLayer(_record(weight, kept, float_type, stored, {}, True, []), stored)
+
+
+def _dense_target(
+    weight: Tensor, quantization: QuantizeSection | None, statistics: SiteStatistics | None
+) -> Tensor:
+    """What a dense layer's codes are to approximate: W, or what it was refitted to."""
+    dense = None if statistics is None else statistics.dense
+    if quantization is None or not quantization.refit or dense is None:
+        return weight
+    assert statistics is not None
+    return refit_target(weight, statistics.gram, dense.cross, quantization.refit_damping)
 
 
 def _quantized_factors(

@@ -22,7 +22,7 @@ from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import Site, WeightRef
 from asvd_q.plan import LayerPlan, Slot
-from asvd_q.recipe import FULLY_AWARE, DecomposeSection, FactorAware
+from asvd_q.recipe import DecomposeSection, QuantizeSection
 from asvd_q.statistics.collectors import SiteStatistics, collecting, collecting_pairs
 from asvd_q.statistics.fisher import fisher_information
 from asvd_q.store import Store, StoredLayer
@@ -40,11 +40,13 @@ class Calibration:
     Attributes:
         windows: int64 (samples, tokens).
         batch_size: windows per forward pass.
+        sequential: a block's statistics come from the compressed blocks before it.
         folder: where hidden states are kept; None keeps them in memory.
     """
 
     windows: Tensor
     batch_size: int
+    sequential: bool = False
     folder: Path | None = None
 
     def batches(self) -> tuple[Tensor, ...]:
@@ -73,7 +75,7 @@ def compress(
     store: Store,
     *,
     section: DecomposeSection | None,
-    factor_aware: FactorAware = FULLY_AWARE,
+    quantization: QuantizeSection | None,
     calibration: Calibration | None,
     progress: Progress,
 ) -> None:
@@ -82,13 +84,14 @@ def compress(
     Args:
         model: the dense model; it is not changed.
         section: how to decompose; None when the plan holds no factors.
-        factor_aware: what of B's codes A is told.
+        quantization: what goes beyond the plan's settings of single matrices; None: nothing.
         calibration: None when nothing needs statistics; errors are then those of the weights.
 
     Raises:
         NumericsError: NaN or infinity in a weight or an activation, naming the layer.
     """
-    loop = _Loop(model, store, section, factor_aware, progress)
+    sequential = calibration is not None and calibration.sequential
+    loop = _Loop(model, store, section, quantization, progress, sequential)
     if calibration is None:
         for done, block in enumerate(store.blocks()):
             if not store.is_finished(block):
@@ -104,24 +107,22 @@ class _Loop:
         model: BlockwiseModel,
         store: Store,
         section: DecomposeSection | None,
-        factor_aware: FactorAware,
+        quantization: QuantizeSection | None,
         progress: Progress,
+        sequential: bool,
     ) -> None:
         self.model = model
         self.store = store
         self.section = section
-        self.factor_aware = factor_aware
+        self.quantization = quantization
         self.progress = progress
+        self.sequential = sequential
         self.weights = {weight.name: weight for weight in model.skeleton.weights}
         self.fisher: dict[str, Tensor] = {}
 
     @property
-    def sequential(self) -> bool:
-        return self.section is not None and self.section.sequential
-
-    @property
     def refit(self) -> bool:
-        return self.section is not None and self.section.refit
+        return any(part is not None and part.refit for part in (self.section, self.quantization))
 
     def run(self, calibration: Calibration) -> None:
         pending = [block for block in self.store.blocks() if not self.store.is_finished(block)]
@@ -175,7 +176,7 @@ class _Loop:
             plan,
             self.store.float_type,
             section=self.section,
-            factor_aware=self.factor_aware,
+            quantization=self.quantization,
             statistics=statistics,
             fisher=self.fisher.get(plan.name),
         )

@@ -209,6 +209,9 @@ class CalibrationSection(_Corpora):
     batch_size: Count = 4
     """Windows per forward pass."""
 
+    sequential: Bool = False
+    """Collect a block's statistics from the compressed blocks before it, not the dense ones."""
+
     hidden_states: Literal["memory", "disk"] = "memory"
     """Where the inputs of the next block are kept."""
 

@@ -44,12 +44,9 @@ class DecomposeSection(Section):
     rank_multiple: Count = 32
     """A rank that follows from `kept_ratio` is rounded to a multiple of this."""
 
-    sequential: Bool = False
-    """Collect a block's statistics from the compressed blocks before it, not the dense ones."""
-
     refit: Bool = False
     """Fit each layer's factors to the dense model's outputs, given the inputs that the layers
-    compressed before it, in its own block too, leave it; needs `sequential: true`."""
+    compressed before it, in its own block too, leave it; needs `calibration.sequential`."""
 
     refit_damping: Annotated[Number, Field(gt=0)] = 0.01
     """How much refit distrusts the calibration text, relative to the mean of its Gram matrix."""
@@ -69,14 +66,6 @@ class DecomposeSection(Section):
             raise ValueError("needs one of `kept_ratio` and `ranks`, and has both")
         return self
 
-    @model_validator(mode="after")
-    def _refit_follows_the_compressed_model(self) -> DecomposeSection:
-        if self.refit and not self.sequential:
-            raise ValueError(
-                "refit fits factors to the inputs of the compressed model: set sequential: true"
-            )
-        return self
-
     @property
     def has_target(self) -> bool:
         """Whether the section itself says which ranks to take; else a search has to."""
@@ -85,7 +74,7 @@ class DecomposeSection(Section):
     @property
     def needs_calibration(self) -> bool:
         """Whether statistics of the activations are wanted."""
-        return self.scaling != "none" or self.sequential
+        return self.scaling != "none" or self.refit
 
     def selects(self, layer_name: str) -> bool:
         """Whether `include` and `exclude` let this layer through."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from asvd_q.errors import RecipeError
 from asvd_q.methods import METHODS
 from asvd_q.plan import QuantSpec, Slot
-from asvd_q.recipe.base import Bool, Section, Text, matches
+from asvd_q.recipe.base import Bool, Number, Section, Text, matches
 from asvd_q.recipe.quantsettings import KEYS, Method, PartialQuantSpec, make_spec, narrowed
 
 __all__ = ["FULLY_AWARE", "FactorAware", "Factors", "QuantizeOverride", "QuantizeSection"]
@@ -91,6 +91,14 @@ class QuantizeSection(PartialQuantSpec):
 
     factors: Factors = Factors()
     """Settings for the factors A and B of decomposed layers."""
+
+    refit: Bool = False
+    """Fit each layer that stays dense to the dense model's outputs, given the inputs that the
+    layers compressed before it leave it, before it is quantized; needs `calibration.sequential`.
+    `decompose.refit` does the same for factors."""
+
+    refit_damping: Annotated[Number, Field(gt=0)] = 0.01
+    """How much refit distrusts the calibration text, relative to the mean of its Gram matrix."""
 
     dense: Dense = PartialQuantSpec()
     """Settings for layers that stay dense; false leaves those in floating point."""

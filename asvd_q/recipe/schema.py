@@ -13,7 +13,7 @@ from asvd_q.recipe.corpora import CalibrationSection, EvaluateSection
 from asvd_q.recipe.decompose import DecomposeSection
 from asvd_q.recipe.export import ExportSection
 from asvd_q.recipe.model import ModelSection
-from asvd_q.recipe.quantize import FULLY_AWARE, FactorAware, QuantizeSection
+from asvd_q.recipe.quantize import QuantizeSection
 from asvd_q.recipe.search import SearchSection
 from asvd_q.recipe.text import dump_yaml
 
@@ -74,7 +74,7 @@ class Recipe(Section):
             why = (
                 f"decompose.scaling is {decompose.scaling!r}"
                 if decompose.scaling != "none"
-                else "decompose.sequential is true"
+                else "decompose.refit is true"
             )
             raise ValueError(
                 f"{why} and needs activation statistics: add a `calibration` section, for "
@@ -90,6 +90,18 @@ class Recipe(Section):
                 f"quantize: the method {method} needs the Gram matrices of its layers' inputs: "
                 "add a `calibration` section, for example `calibration: {corpus: python-docs}`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _refit_follows_the_compressed_model(self) -> Recipe:
+        for name, section in (("decompose", self.decompose), ("quantize", self.quantize)):
+            if section is None or not section.refit:
+                continue
+            if self.calibration is None or not self.calibration.sequential:
+                raise ValueError(
+                    f"{name}.refit fits layers to the inputs that the compressed model gives "
+                    "them: set calibration.sequential: true"
+                )
         return self
 
     @model_validator(mode="after")
@@ -136,9 +148,9 @@ class Recipe(Section):
         return self
 
     @property
-    def factor_aware(self) -> FactorAware:
-        """What A is told of B's codes."""
-        return FULLY_AWARE if self.quantize is None else self.quantize.factors.aware
+    def refits(self) -> bool:
+        """Whether layers are fitted to what the dense model makes of the same tokens."""
+        return any(part is not None and part.refit for part in (self.decompose, self.quantize))
 
     def resolved_yaml(self) -> str:
         """The recipe with every default written out; loading it gives an equal recipe."""

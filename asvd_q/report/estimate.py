@@ -62,12 +62,11 @@ def estimate(recipe: Recipe, skeleton: Skeleton, plan: Plan) -> Estimate:
             hidden = tokens * min(widths, default=0) * 4
         hidden += recipe.calibration.batch_size * recipe.calibration.window * width * 4 * 6
         grams = sum(width * width for width in widths) * 8 * 2
-    refit = recipe.decompose is not None and recipe.decompose.refit
-    if refit:  # the dense model's hidden states too, and two more matrices per site
+    if recipe.refits:  # the dense model's hidden states too, and two more matrices per site
         hidden, grams = 2 * hidden, 2 * grams
     memory = _INTERPRETER + 2 * largest * 4 + outside * 4 + hidden + grams
-    sequential = recipe.decompose is not None and recipe.decompose.sequential
-    passes = _REFIT_PASSES if refit else 2 if sequential else 1
+    sequential = recipe.calibration is not None and recipe.calibration.sequential
+    passes = _REFIT_PASSES if recipe.refits else 2 if sequential else 1
     flops = 2.0 * tokens * sum(blocks.values()) * passes
     flops += 2.0 * 2 * tokens * sum(layer.shape[1] ** 2 for layer in plan)
     for layer in plan:

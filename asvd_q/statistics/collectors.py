@@ -121,8 +121,8 @@ class _Pairs:
         if dense.shape != inputs.shape:
             raise ModelError(
                 f"{self.site.name}: the compressed model sends other tokens to it than the dense "
-                "one does, so its factors cannot be refitted: leave it out by decompose.exclude, "
-                "or set decompose.refit to false"
+                "one does, so it cannot be refitted: leave it out by decompose.exclude and "
+                "quantize.exclude, or set refit to false"
             )
         self.compressed.add(activation)
         self._gram.addmm_(dense.T, dense)

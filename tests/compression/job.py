@@ -34,6 +34,7 @@ def compress_to(
     quantize: dict[str, Any] | None = None,
     windows: Tensor | None = WINDOWS,
     batch_size: int = 2,
+    sequential: bool = False,
     scratch: Path | None = None,
     float_type: FloatType = "float32",
     progress: Progress = quiet,
@@ -48,7 +49,12 @@ def compress_to(
     recipe = Recipe.model_validate(
         {
             "model": {"path": str(model)},
-            "calibration": {"corpus": "python-docs", "samples": 1, "window": 8},
+            "calibration": {
+                "corpus": "python-docs",
+                "samples": 1,
+                "window": 8,
+                "sequential": sequential,
+            },
             "decompose": decompose,
             "quantize": quantize,
         }
@@ -60,12 +66,12 @@ def compress_to(
     if windows is not None:
         if scratch is not None:
             scratch.mkdir(parents=True, exist_ok=True)
-        calibration = Calibration(windows, batch_size, scratch)
+        calibration = Calibration(windows, batch_size, sequential, scratch)
     compress(
         BlockwiseModel(source),
         store,
         section=recipe.decompose,
-        factor_aware=recipe.factor_aware,
+        quantization=recipe.quantize,
         calibration=calibration,
         progress=progress,
     )

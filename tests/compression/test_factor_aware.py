@@ -12,7 +12,8 @@ from torch import Tensor
 from asvd_q.compression import layer
 from asvd_q.compression.layer import compress_layer
 from asvd_q.plan import LayerPlan, QuantSpec
-from asvd_q.recipe import DecomposeSection, FactorAware
+from asvd_q.recipe import DecomposeSection, FactorAware, QuantizeSection
+from asvd_q.recipe.quantize import Factors
 from asvd_q.statistics.collectors import SiteStatistics
 from asvd_q.store import StoredLayer
 from tests.decomposition.reference import HARD, Case, random_case
@@ -44,9 +45,14 @@ def compressed(case: Case, method: str, aware: FactorAware | None = None) -> Sto
         rank=RANK,
         quantization={"B": spec, "A": spec},
     )
-    options: dict[str, Any] = {} if aware is None else {"factor_aware": aware}
+    section = None if aware is None else QuantizeSection(factors=Factors(aware=aware))
     return compress_layer(
-        case.weight, plan, "float32", section=SECTION, statistics=statistics(case), **options
+        case.weight,
+        plan,
+        "float32",
+        section=SECTION,
+        quantization=section,
+        statistics=statistics(case),
     )
 
 

@@ -84,7 +84,8 @@ def test_at_most_two_of_24_blocks_are_alive(
     store = compress_to(
         tmp_path / "store",
         model,
-        decompose={"ranks": {"*": 5}, "sequential": sequential, "scaling": scaling},
+        decompose={"ranks": {"*": 5}, "scaling": scaling},
+        sequential=sequential,
         quantize={"bits": 4, "group_size": 16},
         scratch=scratch,
     )
@@ -138,7 +139,8 @@ def test_peak_memory_does_not_grow_with_the_number_of_blocks(
     sequential: bool, tmp_path: Path
 ) -> None:
     options = {
-        "decompose": {"ranks": {"*": 64}, "sequential": sequential, "include": ["q_proj"]},
+        "decompose": {"ranks": {"*": 64}, "include": ["q_proj"]},
+        "sequential": sequential,
         "quantize": {"bits": 4, "include": ["q_proj", "down_proj"]},
     }
     peaks = {layers: peak_memory(tmp_path / str(layers), layers, options) for layers in (12, 24)}

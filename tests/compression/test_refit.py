@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,13 +13,14 @@ from torch import nn
 from asvd_q.errors import ModelError
 from asvd_q.models.refs import Site
 from asvd_q.models.skeleton import build_skeleton
+from asvd_q.quantization import quantize
 from asvd_q.statistics.collectors import SiteStatistics, collecting_pairs
 from asvd_q.store import Store
 from tests.compression.job import WINDOWS, compress_to, hashes
 from tests.models.families import FAMILIES, plain_model, save_family
 from tests.statistics.activations import captured_inputs
 
-REFIT = {"ranks": {"*": 9}, "sequential": True, "refit": True}
+REFIT = {"ranks": {"*": 9}, "refit": True}
 HEAD = REFIT | {"lm_head": True}
 QUANTIZE = {"bits": 4, "group_size": 16}
 
@@ -38,7 +40,9 @@ def test_a_site_sees_everything_compressed_before_it(
     family: str, quantize: dict[str, Any] | None, tmp_path: Path, seen: dict[str, SiteStatistics]
 ) -> None:
     model = save_family(family, tmp_path / "model")
-    store = compress_to(tmp_path / "store", model, decompose=HEAD, quantize=quantize)
+    store = compress_to(
+        tmp_path / "store", model, decompose=HEAD, quantize=quantize, sequential=True
+    )
     plain, compressed = plain_model(model), plain_model(model)
     assert set(seen) == {layer.name for layer in store.plan}
     inputs = captured_inputs(plain, list(seen), [WINDOWS])
@@ -70,7 +74,7 @@ def test_layers_end_nearer_to_the_dense_outputs(scaling: str, tmp_path: Path) ->
     total: dict[bool, float] = {}
     for refit in (False, True):
         section = REFIT | {"scaling": scaling, "refit": refit, "refit_damping": 1e-6}
-        store = compress_to(tmp_path / f"{refit}", model, decompose=section)
+        store = compress_to(tmp_path / f"{refit}", model, decompose=section, sequential=True)
         compressed = plain_model(model)
         for layer in store.plan:
             put_layer_into(compressed, store, layer.name)
@@ -85,9 +89,38 @@ def test_layers_end_nearer_to_the_dense_outputs(scaling: str, tmp_path: Path) ->
     assert total[True] < total[False]
 
 
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_dense_layers_are_refitted_before_they_are_quantized(
+    method: str, tmp_path: Path, seen: dict[str, SiteStatistics]
+) -> None:
+    """What is quantized is W (C + λI) (Ĝ + λI)⁻¹, here from numpy, and not W."""
+    model = save_family("llama", tmp_path / "model")
+    settings = {"method": method, "bits": 3, "group_size": 16, "refit": True, "refit_damping": 1e-3}
+    store = compress_to(tmp_path / "store", model, quantize=settings, sequential=True)
+    moved = {}
+    for layer in store.layers():
+        name, spec = layer.record.name, layer.record.quantization["weight"]
+        statistics = seen[name]
+        assert statistics.dense is not None
+        assert spec is not None
+        gram, cross = statistics.gram.numpy(), statistics.dense.cross.numpy()
+        ridge = 1e-3 * np.trace(gram) / len(gram) * np.eye(len(gram))
+        weight = store.source.tensor(f"{name}.weight").double()
+        target = torch.from_numpy(weight.numpy() @ (cross + ridge) @ np.linalg.inv(gram + ridge))
+        found = layer.weights["weight"].dequantize()
+        expected, plain = (
+            quantize(matrix, spec, statistics.gram).dequantize() for matrix in (target, weight)
+        )
+        assert torch.equal(found, expected), name
+        moved[name] = not torch.equal(found, plain)
+    first = [name for name in moved if name.startswith("model.layers.0.self_attn.q")]
+    assert not any(moved[name] for name in first)
+    assert all(moved[name] for name in moved if name.startswith("model.layers.1."))
+
+
 def test_the_recorded_error_is_that_against_the_dense_model(tmp_path: Path) -> None:
     model = save_family("llama", tmp_path / "model")
-    store = compress_to(tmp_path / "store", model, decompose=REFIT)
+    store = compress_to(tmp_path / "store", model, decompose=REFIT, sequential=True)
     plain, compressed = plain_model(model), plain_model(model)
     for layer in store.plan:
         put_layer_into(compressed, store, layer.name)
@@ -102,8 +135,9 @@ def test_the_recorded_error_is_that_against_the_dense_model(tmp_path: Path) -> N
 
 def test_hidden_states_on_disk_give_the_same_store(tmp_path: Path) -> None:
     model = save_family("llama", tmp_path / "model")
-    memory = compress_to(tmp_path / "memory", model, decompose=HEAD)
-    disk = compress_to(tmp_path / "disk", model, decompose=HEAD, scratch=tmp_path / "scratch")
+    memory = compress_to(tmp_path / "memory", model, decompose=HEAD, sequential=True)
+    scratch = tmp_path / "scratch"
+    disk = compress_to(tmp_path / "disk", model, decompose=HEAD, sequential=True, scratch=scratch)
     assert hashes(memory.folder) == hashes(disk.folder)
 
 
@@ -114,15 +148,15 @@ class StoppedError(Exception):
 @pytest.mark.parametrize("after", [1, 2])
 def test_an_interrupted_refit_ends_with_the_same_bytes(after: int, tmp_path: Path) -> None:
     model = save_family("llama", tmp_path / "model")
-    undisturbed = compress_to(tmp_path / "undisturbed", model, decompose=HEAD)
+    undisturbed = compress_to(tmp_path / "undisturbed", model, decompose=HEAD, sequential=True)
 
     def stop(stage: str, done: int, total: int) -> None:
         if done == after:
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        compress_to(tmp_path / "store", model, decompose=HEAD, progress=stop)
-    found = compress_to(tmp_path / "store", model, decompose=HEAD)
+        compress_to(tmp_path / "store", model, decompose=HEAD, sequential=True, progress=stop)
+    found = compress_to(tmp_path / "store", model, decompose=HEAD, sequential=True)
     assert hashes(found.folder) == hashes(undisturbed.folder)
 
 
@@ -132,5 +166,5 @@ def test_other_tokens_at_a_site_are_refused_by_name() -> None:
     dense, compressed = (nn.ModuleDict({"layer": nn.Linear(3, 2)}) for _ in range(2))
     with collecting_pairs(dense, compressed, "block", [site], "cpu"):
         dense["layer"](torch.ones(4, 3))
-        with pytest.raises(ModelError, match=r"block\.layer: .*decompose\.refit"):
+        with pytest.raises(ModelError, match=r"block\.layer: .*set refit to false"):
             compressed["layer"](torch.ones(5, 3))

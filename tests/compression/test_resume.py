@@ -26,7 +26,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(*, sequential: bool) -> dict[str, Any]:
     return {
-        "decompose": {"ranks": {"*": 9}, "sequential": sequential, "lm_head": True},
+        "sequential": sequential,
+        "decompose": {"ranks": {"*": 9}, "lm_head": True},
         "quantize": {"bits": 4, "group_size": 16},
     }
 

@@ -50,14 +50,13 @@ def test_statistics_come_from_the_blocks_that_the_recipe_says(
     family: str, sequential: bool, stage: str, tmp_path: Path, seen: dict[str, SiteStatistics]
 ) -> None:
     model = save_family(family, tmp_path / "model")
-    decompose = DECOMPOSE | {"sequential": sequential}
-    if stage == "dense-codes":
-        decompose |= {"exclude": ["*.0.*"]}
+    decompose = DECOMPOSE | ({"exclude": ["*.0.*"]} if stage == "dense-codes" else {})
     store = compress_to(
         tmp_path / "store",
         model,
         decompose=decompose,
         quantize=None if stage == "factors" else QUANTIZE,
+        sequential=sequential,
     )
     inputs = expected_inputs(store, model, sequential=sequential)
     assert set(seen) == {layer.name for layer in store.plan if layer.changed}
@@ -78,7 +77,7 @@ def test_sequential_and_dense_statistics_differ_after_the_first_block(
     model = save_family("llama", tmp_path / "model")
     compress_to(tmp_path / "dense", model, decompose=DECOMPOSE)
     dense = dict(seen)
-    compress_to(tmp_path / "sequential", model, decompose=DECOMPOSE | {"sequential": True})
+    compress_to(tmp_path / "sequential", model, decompose=DECOMPOSE, sequential=True)
     for name, statistics in seen.items():
         same = torch.allclose(statistics.gram, dense[name].gram, rtol=1e-2)
         assert same == name.startswith("model.layers.0.")
@@ -93,8 +92,9 @@ def test_errors_of_the_records_are_those_of_the_outputs(
     store = compress_to(
         tmp_path / "store",
         model,
-        decompose=DECOMPOSE | {"sequential": sequential},
+        decompose=DECOMPOSE,
         quantize=quantize,
+        sequential=sequential,
     )
     inputs = expected_inputs(store, model, sequential=sequential)
     for layer in store.layers():
@@ -164,8 +164,10 @@ def reference_scale(scaling: str, x: np.ndarray, fisher: Tensor | None) -> np.nd
 
 def test_hidden_states_on_disk_give_the_same_store(tmp_path: Path) -> None:
     model = save_family("gemma2", tmp_path / "model")
-    options = DECOMPOSE | {"sequential": True}
-    memory = compress_to(tmp_path / "memory", model, decompose=options)
-    disk = compress_to(tmp_path / "disk", model, decompose=options, scratch=tmp_path / "scratch")
+    memory = compress_to(tmp_path / "memory", model, decompose=DECOMPOSE, sequential=True)
+    scratch = tmp_path / "scratch"
+    disk = compress_to(
+        tmp_path / "disk", model, decompose=DECOMPOSE, sequential=True, scratch=scratch
+    )
     assert hashes(memory.folder) == hashes(disk.folder)
     assert list((tmp_path / "scratch").iterdir())

@@ -214,13 +214,16 @@ def test_a_file_is_the_same_text_whatever_its_split_is_called(
         assert "calibration and evaluate both read t (" in refused(file)
 
 
-def test_refit_needs_sequential(recipe_file: Path) -> None:
-    assert "set sequential: true" in refused(recipe_file, "decompose.refit=true")
+@pytest.mark.parametrize("section", ["decompose", "quantize"])
+def test_refit_needs_sequential(section: str, recipe_file: Path) -> None:
+    message = refused(recipe_file, f"{section}.refit=true", "calibration.sequential=false")
+    assert f"{section}.refit fits layers" in message
+    assert "set calibration.sequential: true" in message
 
 
-def test_sequential_needs_calibration_too(recipe_file: Path) -> None:
-    overrides = ["calibration=null", "decompose.scaling=none", "decompose.sequential=true"]
-    assert "decompose.sequential is true and needs" in refused(recipe_file, *overrides)
+def test_refit_needs_calibration_too(recipe_file: Path) -> None:
+    overrides = ["calibration=null", "decompose.scaling=none", "decompose.refit=true"]
+    assert "decompose.refit is true and needs" in refused(recipe_file, *overrides)
 
 
 @pytest.mark.parametrize(
