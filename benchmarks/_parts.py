@@ -8,8 +8,8 @@ from typing import Any, Protocol, get_args
 
 from asvd_q.recipe.corpora import GENERATED
 from asvd_q.recipe.decompose import Scaling
-from benchmarks._points import Setting
 from benchmarks._ranks import BASELINES
+from benchmarks._setting import Setting
 from benchmarks.common import names
 
 __all__ = ["PARTS", "PartOptions", "add_options", "settings_of"]

@@ -2,76 +2,47 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from asvd_q.recipe.decompose import Scaling
 from benchmarks.common import write_json
 
-__all__ = ["Point", "Points", "Setting"]
+__all__ = ["Evaluated", "Points", "add_append", "open_points"]
 
 
-class Setting(BaseModel):
-    """How a model is compressed, and what with; equal settings give equal numbers.
-
-    Attributes:
-        model, window: name of the folder; tokens per window, of calibration and evaluation.
-        method: what spends the target: `optimal`, `strs` or an allocation of the literature;
-            `dense` compresses nothing.
-        sensitivity: what the method looks at; None where it looks at singular values alone.
-        scaling: of the sensitivities and of the factors.
-        sequential, refit: of the compression; the ranks do not depend on them.
-        calibration: names of the corpora; none where nothing is compressed.
-        target: kept ratio wanted.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
-    window: int
-    method: str = "optimal"
-    sensitivity: str | None = "fast"
-    scaling: Scaling | None = "whitening"
-    sequential: bool = False
-    refit: bool = False
-    calibration: tuple[str, ...]
-    target: float
-
-    @property
-    def ranks_alone(self) -> Setting:
-        """The same without what the ranks do not depend on."""
-        return self.model_copy(update={"sequential": False, "refit": False})
-
-
-class Point(Setting):
-    """What came of a setting.
+class Evaluated(BaseModel):
+    """What all points have.
 
     Attributes:
-        kept_ratio: of the parameters of the blocks' linear layers, real.
         perplexity: by corpus.
-        seconds: of search, compression and evaluation; what an earlier point has left behind
-            is not done again.
+        seconds: that the point took.
     """
 
-    kept_ratio: float
     perplexity: dict[str, float]
     seconds: float | None = None
 
     @property
-    def setting(self) -> Setting:
-        return Setting.model_validate(self.model_dump(include=set(Setting.model_fields)))
+    def setting(self) -> Hashable:
+        """What was computed; equal settings give equal numbers."""
+        raise NotImplementedError
 
 
-class Points:
+P = TypeVar("P", bound=Evaluated)
+
+
+class Points(Generic[P]):
     """Points by setting, in the order in which they came."""
 
-    def __init__(self, path: Path | None, *, append: bool = False) -> None:
+    def __init__(self, kind: type[P], path: Path | None, *, append: bool = False) -> None:
         """Take up the points that a file holds.
 
         Args:
+            kind: of points.
             path: a JSON list that is replaced with every point; None writes nothing.
             append: keep what the file holds; else it is written anew.
 
@@ -79,20 +50,20 @@ class Points:
             ValueError: the file holds something else.
         """
         self._path = path
-        self._found: dict[Setting, Point] = {}
+        self._found: dict[Hashable, P] = {}
         if append and path is not None and path.exists():
-            known = TypeAdapter(list[Point]).validate_json(path.read_bytes())
+            known = TypeAdapter(list[kind]).validate_json(path.read_bytes())  # type: ignore[valid-type]
             self._found = {point.setting: point for point in known}
 
-    def __iter__(self) -> Iterator[Point]:
+    def __iter__(self) -> Iterator[P]:
         return iter(self._found.values())
 
-    def has(self, setting: Setting, corpora: tuple[str, ...]) -> bool:
+    def has(self, setting: Hashable, corpora: tuple[str, ...]) -> bool:
         """Whether the perplexities of all corpora are known."""
         point = self._found.get(setting)
         return point is not None and set(corpora) <= point.perplexity.keys()
 
-    def add(self, point: Point) -> None:
+    def add(self, point: P) -> None:
         """Keep a point, with the perplexities that were known of it on other corpora."""
         known = self._found.get(point.setting)
         if known is not None:
@@ -105,3 +76,18 @@ class Points:
     def content(self) -> list[dict[str, object]]:
         """What the JSON holds."""
         return [json.loads(point.model_dump_json()) for point in self]
+
+
+def add_append(parser: argparse.ArgumentParser) -> None:
+    """The option that `open_points` reads beside --json."""
+    parser.add_argument("--append", action="store_true", help="keep the points of --json")
+
+
+def open_points(kind: type[P], options: Any, parser: argparse.ArgumentParser) -> Points[P]:
+    """The points that the command line names; a bad combination ends the program."""
+    if options.append and options.json is None:
+        parser.error("--append keeps the points of a file: name it with --json")
+    try:
+        return Points(kind, options.json, append=options.append)
+    except ValidationError as error:
+        parser.error(f"--append: {options.json} is no list of this script's points: {error}")

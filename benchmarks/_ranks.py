@@ -14,7 +14,7 @@ from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.recipe import DecomposeSection
 from asvd_q.search.baselines import effective_rank_ranks, truncation_loss_ranks
 from asvd_q.search.spectra import singular_values
-from benchmarks._points import Setting
+from benchmarks._setting import Setting
 from benchmarks.common import BATCH, Bench
 
 __all__ = ["BASELINES", "SENSITIVITIES", "RankFinder"]

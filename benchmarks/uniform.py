@@ -65,8 +65,14 @@ def main() -> None:
                 if method == DEFAULT:
                     ranks = _searched_ranks(bench, uniform, Path(cache))
                 section = settings | {"ranks": ranks}
-                kept, perplexity = bench.compressed_perplexities({"decompose": section})
-                points.append({"method": method, "kept_ratio": kept, "perplexity": perplexity})
+                found = bench.compressed({"decompose": section})
+                points.append(
+                    {
+                        "method": method,
+                        "kept_ratio": found.kept_ratio,
+                        "perplexity": found.perplexity,
+                    }
+                )
     rows = tuple(
         (
             str(point["method"]),

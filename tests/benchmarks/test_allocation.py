@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +14,10 @@ from asvd_q.errors import RankError
 from asvd_q.plan import factor_parameters
 from benchmarks import allocation
 from benchmarks._parts import PARTS, add_options, settings_of
-from benchmarks._points import Point, Points, Setting
+from benchmarks._points import Points
 from benchmarks._ranks import BASELINES, SENSITIVITIES, RankFinder
+from benchmarks._setting import Point, Setting
 from benchmarks.common import Bench, Options
-from tests.support import WREN, tiny_llama
 
 
 def parsed(*arguments: str) -> Any:
@@ -92,20 +91,6 @@ def test_a_misspelt_option_is_named(
     with pytest.raises(SystemExit):
         parsed(option, value)
     assert option in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random model of 14 layers and two short texts."""
-    folder = tmp_path_factory.mktemp("allocation")
-    tiny_llama(folder / "model", hidden=32, intermediate=48, vocabulary=8192)
-    for file in WREN.glob("tokenizer*"):
-        shutil.copy(file, folder / "model")
-    text = (WREN / "README.md").read_text(encoding="utf-8")
-    for name, part in (("notes", text), ("lines", text[::-1])):
-        for split in ("train", "test"):
-            (folder / f"{name}.{split}.txt").write_text(part, encoding="utf-8")
-    return folder
 
 
 def make_bench(place: Path) -> Bench:
@@ -193,7 +178,7 @@ def test_an_unreachable_target_is_told_and_left_out(place: Path, tmp_path: Path)
         DEFAULT.ranks_alone.model_copy(update={"calibration": ("notes",), "target": target})
         for target in (0.3, 0.7)
     ]
-    points = Points(None)
+    points = Points(Point, None)
     finder = Unreachable(bench, place / "cache" / "search")
     allocation.compute_all(bench, finder, wanted, points, told.append)
     assert [point.target for point in points] == [0.7]

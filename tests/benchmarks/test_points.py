@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from benchmarks._points import Point, Points, Setting
+from benchmarks._points import Points
+from benchmarks._setting import Point, Setting
 
 
 def setting(**changed: Any) -> Setting:
@@ -23,7 +24,7 @@ def point(settings: Setting, **perplexity: float) -> Point:
 
 def test_every_point_is_written_at_once(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "points.json"
-    points = Points(path)
+    points = Points(Point, path)
     for count, target in enumerate((0.9, 0.8, 0.7), start=1):
         points.add(point(setting(target=target), a=2.0))
         written = json.loads(path.read_text())
@@ -34,8 +35,8 @@ def test_every_point_is_written_at_once(tmp_path: Path) -> None:
 
 def test_an_earlier_run_is_taken_up(tmp_path: Path) -> None:
     path = tmp_path / "points.json"
-    Points(path).add(point(setting(), a=2.0, b=3.0))
-    points = Points(path, append=True)
+    Points(Point, path).add(point(setting(), a=2.0, b=3.0))
+    points = Points(Point, path, append=True)
     assert [found.setting for found in points] == [setting()]
     assert points.has(setting(), ("a", "b"))
     assert not points.has(setting(), ("a", "c"))
@@ -58,7 +59,7 @@ def test_an_earlier_run_is_taken_up(tmp_path: Path) -> None:
     ],
 )
 def test_no_setting_is_taken_for_another(changed: dict[str, Any]) -> None:
-    points = Points(None)
+    points = Points(Point, None)
     points.add(point(setting(), a=2.0))
     assert points.has(setting(), ("a",))
     assert not points.has(setting(**changed), ("a",))
@@ -70,7 +71,7 @@ def test_ranks_are_shared_where_the_compression_alone_differs() -> None:
 
 
 def test_perplexities_of_other_corpora_stay() -> None:
-    points = Points(None)
+    points = Points(Point, None)
     points.add(point(setting(), a=2.0, b=3.0))
     points.add(point(setting(), b=4.0, c=5.0))
     assert [found.perplexity for found in points] == [{"a": 2.0, "b": 4.0, "c": 5.0}]
@@ -78,8 +79,8 @@ def test_perplexities_of_other_corpora_stay() -> None:
 
 def test_without_append_a_file_is_written_anew(tmp_path: Path) -> None:
     path = tmp_path / "points.json"
-    Points(path).add(point(setting(), a=2.0))
-    points = Points(path)
+    Points(Point, path).add(point(setting(), a=2.0))
+    points = Points(Point, path)
     assert not list(points)
     points.add(point(setting(target=0.8), a=2.0))
     assert [found["target"] for found in json.loads(path.read_text())] == [0.8]
@@ -90,5 +91,5 @@ def test_what_is_no_list_of_points_is_refused(content: str, tmp_path: Path) -> N
     path = tmp_path / "points.json"
     path.write_text(content)
     with pytest.raises(ValidationError):
-        Points(path, append=True)
+        Points(Point, path, append=True)
     assert path.read_text() == content
