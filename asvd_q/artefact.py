@@ -59,7 +59,8 @@ class ParityBounds:
     Attributes:
         relative_error: ‖logits − reference‖ / ‖reference‖ over all positions.
         kl: mean KL divergence from the reference's distribution, in nats per token.
-        agreement: share of positions with the same arg max, at least.
+        agreement: share of positions with the same arg max, at least. A sample of positions is
+            judged by what such a share would make of it, three standard errors off.
     """
 
     relative_error: float

@@ -119,3 +119,17 @@ def test_agreement_is_a_bound_of_its_own() -> None:
     exporter: Any = Artefact(bounds=ParityBounds(relative_error=9, kl=9, agreement=0.5))
     with pytest.raises(ParityError, match=r"arg-max agreement 0 .*beyond 0\.5"):
         prove_runtime(exporter, other, Constant(), TOKENS)
+
+
+@pytest.mark.parametrize(("changed", "passes"), [(2, True), (5, True), (6, False), (24, False)])
+def test_a_few_positions_are_judged_as_the_sample_that_they_are(changed: int, passes: bool) -> None:
+    """Of 24 positions at a share of 0.93, 1.7 may differ, and three standard errors are 3.7."""
+    other = Constant()
+    other.table[:changed] = other.table[:changed].roll(1, 1)
+    exporter: Any = Artefact(bounds=ParityBounds(relative_error=9, kl=99, agreement=0.93))
+    if passes:
+        found = prove_runtime(exporter, other, Constant(), TOKENS)
+        assert found.agreement == pytest.approx(1 - changed / 24)
+    else:
+        with pytest.raises(ParityError, match=r"arg-max agreement .* over 24 tokens"):
+            prove_runtime(exporter, other, Constant(), TOKENS)
