@@ -63,7 +63,7 @@ def decompose(
             f"numerical rank {found.numerical_rank} is below the planned {plan.rank}: "
             "the rest of the factors is zero"
         )
-    factors = truncate(found, plan.rank, section.sigma_split)
+    factors = truncate(found, plan.rank, section.sigma_power)
     if refit is not None and section.scaling != "whitening":
         assert statistics is not None
         factors = refit_left(factors, found.weight, statistics.gram)
