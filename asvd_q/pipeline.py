@@ -215,6 +215,7 @@ def _compress(
             store,
             section=recipe.decompose,
             factor_aware=recipe.factor_aware,
+            seed=recipe.seed,
             calibration=calibration,
             progress=progress,
         )

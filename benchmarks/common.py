@@ -161,6 +161,7 @@ class Bench:
             store,
             section=parsed.decompose,
             factor_aware=parsed.factor_aware,
+            seed=parsed.seed,
             calibration=Calibration(self.calibration(calibration), BATCH),
             progress=lambda stage, done, total: None,
         )

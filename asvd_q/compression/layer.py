@@ -32,6 +32,7 @@ def compress_layer(
     factor_aware: FactorAware = FULLY_AWARE,
     statistics: SiteStatistics | None = None,
     fisher: Tensor | None = None,
+    seed: int = 0,
 ) -> StoredLayer:
     """Carry out one layer's plan.
 
@@ -44,6 +45,7 @@ def compress_layer(
         factor_aware: what of B's codes A is told; looked at where B is quantized.
         statistics: of the layer's site. None measures errors on the weights alone.
         fisher: (in,), see `make_scaling`.
+        seed: of all that is random here.
 
     Returns:
         What goes into the store. A layer whose decomposition fails stays as it was, and its
@@ -65,7 +67,7 @@ def compress_layer(
             stored = {"weight": _quantized(rounded, plan, "weight", float_type, gram)}
         else:
             assert section is not None
-            found = decompose(weight, plan, section, statistics, fisher)
+            found = decompose(weight, plan, section, statistics, fisher, seed)
             notes.extend(found.notes)
             if quantized:
                 errors["decompose"] = _error(weight, found.factors.product(), statistics)

@@ -38,6 +38,10 @@ class DecomposeSection(Section):
     """Which factor takes the singular values: their root in both, or all in U (A) or V (B); a
     number from 0 to 1 is their power that goes into A."""
 
+    rotation: Literal["none", "hadamard", "random"] = "none"
+    """Orthogonal rotation of the latent, folded into both factors: it changes what quantization
+    loses, not their product, and costs nothing at run time."""
+
     kept_ratio: Annotated[Number, Field(gt=0, le=1)] | None = None
     """Parameters of every layer after / before, the same for all; or give `ranks`."""
 

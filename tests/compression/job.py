@@ -36,6 +36,7 @@ def compress_to(
     batch_size: int = 2,
     scratch: Path | None = None,
     float_type: FloatType = "float32",
+    seed: int = 0,
     progress: Progress = quiet,
 ) -> Store:
     """Compress, or go on with what is in `folder`.
@@ -48,6 +49,7 @@ def compress_to(
     recipe = Recipe.model_validate(
         {
             "model": {"path": str(model)},
+            "seed": seed,
             "calibration": {"corpus": "python-docs", "samples": 1, "window": 8},
             "decompose": decompose,
             "quantize": quantize,
@@ -66,6 +68,7 @@ def compress_to(
         store,
         section=recipe.decompose,
         factor_aware=recipe.factor_aware,
+        seed=recipe.seed,
         calibration=calibration,
         progress=progress,
     )

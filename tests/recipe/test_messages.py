@@ -53,6 +53,11 @@ __all__ = ["recipe_file"]
         ("decompose.sigma_split=null", "decompose.sigma_split is null: allowed: 'both', 'u', 'v'"),
         ("decompose.sigma_split=[u]", "decompose.sigma_split: allowed: 'both', 'u', 'v', or a"),
         ("decompose.sigma_split={u: 1}", "decompose.sigma_split: allowed: 'both', 'u', 'v', or a"),
+        (
+            "decompose.rotation=hadamar",
+            "decompose.rotation is 'hadamar': did you mean 'hadamard'? Allowed: 'none', "
+            "'hadamard' or 'random'",
+        ),
         ("decompose.method=svd", "decompose.method is 'svd': "),
         ("device=gpu", "device is 'gpu': did you mean 'cpu'? Allowed: 'auto', 'cpu' or 'cuda'"),
         ("compute_dtype=fp32", "compute_dtype is 'fp32': "),
