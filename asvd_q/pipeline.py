@@ -216,6 +216,7 @@ def _compress(
             store,
             section=recipe.decompose,
             quantization=recipe.quantize,
+            seed=recipe.seed,
             calibration=calibration,
             progress=progress,
         )

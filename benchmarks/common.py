@@ -200,6 +200,7 @@ class Bench:
             calibration=Calibration(
                 self.calibration(calibration), BATCH, parsed.calibration.sequential
             ),
+            seed=parsed.seed,
             progress=lambda stage, done, total: None,
         )
         return Store.open(folder, self.source)

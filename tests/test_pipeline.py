@@ -8,9 +8,13 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 
+from asvd_q.decomposition import identity_scaling, latent_rotation, rotate, spectrum, truncate
 from asvd_q.errors import ExportError
+from asvd_q.opening import open_run_store
 from asvd_q.pipeline import export_run, run
+from asvd_q.quantization import TORCH_TYPES
 from asvd_q.recipe import ExportSection, load_recipe
 from asvd_q.report.run import RunRecord
 from tests.cli.runner import write_recipe
@@ -124,6 +128,17 @@ def test_every_scaling_runs(tmp_path: Path, scaling: str, sequential: bool) -> N
     record = run(load_recipe(recipe), _silent)
     assert record.parameters.ratio <= 0.7
     assert record.quality[0].perplexity < 4 * record.dense_quality[0].perplexity
+
+
+def test_rotations_are_drawn_from_the_recipes_seed(tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj"
+    section = {"ranks": {name: 32}, "scaling": "none", "rotation": "random"}
+    run(load_recipe(write_recipe(tmp_path, seed=3, decompose=section, calibration=None)), _silent)
+    store = open_run_store(tmp_path / "run")
+    factors = truncate(spectrum(store.source.tensor(f"{name}.weight"), identity_scaling()), 32)
+    expected = rotate(factors, latent_rotation(32, "random", 3, name)).A
+    found = store.layer(name).weights["A"].dequantize()
+    assert torch.equal(found, expected.to(TORCH_TYPES[store.float_type]).float())
 
 
 def test_dense_export_changes_nothing(tmp_path: Path) -> None:

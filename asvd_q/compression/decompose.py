@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from asvd_q.decomposition import Factors, refit_left, refit_target, spectrum, truncate
+from asvd_q.decomposition import (
+    Factors,
+    latent_rotation,
+    refit_left,
+    refit_target,
+    rotate,
+    spectrum,
+    truncate,
+)
 from asvd_q.decomposition.choice import make_scaling
 from asvd_q.plan import LayerPlan
 from asvd_q.recipe import DecomposeSection
@@ -36,14 +44,16 @@ def decompose(
     section: DecomposeSection,
     statistics: SiteStatistics | None,
     fisher: Tensor | None,
+    seed: int,
 ) -> Decomposition:
-    """Factors of the planned rank, refitted where the recipe says so.
+    """Factors of the planned rank, refitted and rotated where the recipe says so.
 
     Args:
         weight: W (out, in).
         plan: of a layer that becomes factors.
         statistics: of the layer's site; None only for `scaling: none`.
         fisher: (in,), see `make_scaling`.
+        seed: of the rotation.
 
     Raises:
         NumericsError: NaN or infinity in the weight or the statistics.
@@ -63,8 +73,10 @@ def decompose(
             f"numerical rank {found.numerical_rank} is below the planned {plan.rank}: "
             "the rest of the factors is zero"
         )
-    factors = truncate(found, plan.rank, section.sigma_split)
+    factors = truncate(found, plan.rank, section.sigma_power)
     if refit is not None and section.scaling != "whitening":
         assert statistics is not None
         factors = refit_left(factors, found.weight, statistics.gram)
+    if section.rotation != "none":
+        factors = rotate(factors, latent_rotation(plan.rank, section.rotation, seed, plan.name))
     return Decomposition(found.weight, factors, tuple(notes))

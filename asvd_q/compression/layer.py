@@ -33,6 +33,7 @@ def compress_layer(
     quantization: QuantizeSection | None = None,
     statistics: SiteStatistics | None = None,
     fisher: Tensor | None = None,
+    seed: int = 0,
 ) -> StoredLayer:
     """Carry out one layer's plan.
 
@@ -46,6 +47,7 @@ def compress_layer(
             layers, and what A is told of B's codes.
         statistics: of the layer's site. None measures errors on the weights alone.
         fisher: (in,), see `make_scaling`.
+        seed: of all that is random here.
 
     Returns:
         What goes into the store. A layer whose decomposition fails stays as it was, and its
@@ -67,7 +69,7 @@ def compress_layer(
             stored = {"weight": _quantized(target, plan, "weight", float_type, gram)}
         else:
             assert section is not None
-            found = decompose(weight, plan, section, statistics, fisher)
+            found = decompose(weight, plan, section, statistics, fisher, seed)
             notes.extend(found.notes)
             if quantized:
                 errors["decompose"] = _error(weight, found.factors.product(), statistics)

@@ -76,6 +76,7 @@ def compress(
     *,
     section: DecomposeSection | None,
     quantization: QuantizeSection | None,
+    seed: int,
     calibration: Calibration | None,
     progress: Progress,
 ) -> None:
@@ -85,13 +86,14 @@ def compress(
         model: the dense model; it is not changed.
         section: how to decompose; None when the plan holds no factors.
         quantization: what goes beyond the plan's settings of single matrices; None: nothing.
+        seed: of all that is random in a layer, together with the layer's name.
         calibration: None when nothing needs statistics; errors are then those of the weights.
 
     Raises:
         NumericsError: NaN or infinity in a weight or an activation, naming the layer.
     """
     sequential = calibration is not None and calibration.sequential
-    loop = _Loop(model, store, section, quantization, progress, sequential)
+    loop = _Loop(model, store, section, quantization, seed, progress, sequential)
     if calibration is None:
         for done, block in enumerate(store.blocks()):
             if not store.is_finished(block):
@@ -108,6 +110,7 @@ class _Loop:
         store: Store,
         section: DecomposeSection | None,
         quantization: QuantizeSection | None,
+        seed: int,
         progress: Progress,
         sequential: bool,
     ) -> None:
@@ -115,6 +118,7 @@ class _Loop:
         self.store = store
         self.section = section
         self.quantization = quantization
+        self.seed = seed
         self.progress = progress
         self.sequential = sequential
         self.weights = {weight.name: weight for weight in model.skeleton.weights}
@@ -179,6 +183,7 @@ class _Loop:
             quantization=self.quantization,
             statistics=statistics,
             fisher=self.fisher.get(plan.name),
+            seed=self.seed,
         )
 
     def _weight(self, ref: WeightRef) -> Tensor:

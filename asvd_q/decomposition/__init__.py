@@ -2,6 +2,7 @@
 
 from asvd_q.decomposition.factors import Factors, relative_output_error, truncate
 from asvd_q.decomposition.refit import refit_left, refit_target, refitted_output_error
+from asvd_q.decomposition.rotation import latent_rotation, rotate
 from asvd_q.decomposition.scaling import (
     Scaling,
     diagonal_scaling,
@@ -16,10 +17,12 @@ __all__ = [
     "Spectrum",
     "diagonal_scaling",
     "identity_scaling",
+    "latent_rotation",
     "refit_left",
     "refit_target",
     "refitted_output_error",
     "relative_output_error",
+    "rotate",
     "spectrum",
     "truncate",
     "whitening_scaling",

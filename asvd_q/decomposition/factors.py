@@ -9,12 +9,8 @@ from torch import Tensor
 
 from asvd_q.decomposition.spectrum import Spectrum
 from asvd_q.errors import RankError
-from asvd_q.recipe.decompose import SigmaSplit
 
 __all__ = ["Factors", "relative_output_error", "truncate"]
-
-_EXPONENT: dict[SigmaSplit, float] = {"both": 0.5, "u": 1.0, "v": 0.0}
-"""Power of Σ that goes into A; the rest goes into B."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +25,7 @@ class Factors:
         return self.A @ self.B
 
 
-def truncate(spectrum: Spectrum, rank: int, sigma_split: SigmaSplit = "both") -> Factors:
+def truncate(spectrum: Spectrum, rank: int, power: float = 0.5) -> Factors:
     """Keep the `rank` leading components of W S.
 
     Ŵ_r = U_r U_rᵀ W, in which S cancels: a dead channel or a tiny scale is harmless. Components
@@ -38,10 +34,10 @@ def truncate(spectrum: Spectrum, rank: int, sigma_split: SigmaSplit = "both") ->
     Args:
         spectrum: of W (out, in).
         rank: 1 ≤ rank ≤ min(out, in).
-        sigma_split: where Σ goes: √Σ into both factors (ASVD), all into A ("u") or into B ("v").
+        power: β of Σ in A, 0 … 1: ½ puts √Σ into both factors (ASVD), 1 all into A, 0 into B.
 
     Returns:
-        A = U_r Σ_r^p and B = Σ_r^−p U_rᵀ W, with p = ½, 1 or 0.
+        A = U_r Σ_r^β and B = Σ_r^−β U_rᵀ W.
 
     Raises:
         RankError: rank outside the range above.
@@ -55,9 +51,9 @@ def truncate(spectrum: Spectrum, rank: int, sigma_split: SigmaSplit = "both") ->
         )
     values = spectrum.values[:rank]
     alive = values > 0
-    power = torch.where(alive, values, 1.0) ** _EXPONENT[sigma_split]
+    scale = torch.where(alive, values, 1.0) ** power
     left = spectrum.left[:, :rank] * alive
-    return Factors(A=left * power, B=(left.T @ spectrum.weight) / power[:, None])
+    return Factors(A=left * scale, B=(left.T @ spectrum.weight) / scale[:, None])
 
 
 def relative_output_error(weight: Tensor, approximation: Tensor, gram: Tensor | None) -> float:

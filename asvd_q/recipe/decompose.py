@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from asvd_q.recipe.base import Bool, Count, Number, Section, Text, matches
 
-__all__ = ["DecomposeSection", "Scaling", "SigmaSplit"]
+__all__ = ["DecomposeSection", "Scaling"]
 
 Scaling = Literal["abs_mean", "abs_max", "rms", "fisher", "whitening", "none"]
-SigmaSplit = Literal["both", "u", "v"]
+
+_POWERS = {"both": 0.5, "u": 1.0, "v": 0.0}
+"""What the words of `sigma_split` stand for."""
 
 
 class DecomposeSection(Section):
@@ -32,8 +34,13 @@ class DecomposeSection(Section):
     damping: Annotated[Number, Field(gt=0)] = 1e-6
     """Added to the statistic, relative to its mean; raised where a factorisation fails."""
 
-    sigma_split: SigmaSplit = "both"
-    """Which factor takes the singular values: their root in both, or all in U or V."""
+    sigma_split: Literal["both", "u", "v"] | Annotated[Number, Field(ge=0, le=1)] = "both"
+    """Which factor takes the singular values: their root in both, or all in U (A) or V (B); a
+    number from 0 to 1 is their power that goes into A."""
+
+    rotation: Literal["none", "hadamard", "random"] = "none"
+    """Orthogonal rotation of the latent, folded into both factors: it changes what quantization
+    loses, not their product, and costs nothing at run time."""
 
     kept_ratio: Annotated[Number, Field(gt=0, le=1)] | None = None
     """Parameters of every layer after / before, the same for all; or give `ranks`."""
@@ -60,11 +67,28 @@ class DecomposeSection(Section):
     lm_head: Bool = False
     """Decompose the output head too."""
 
+    @field_validator("sigma_split", mode="before")
+    @classmethod
+    def _word_or_power(cls, value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (0 <= value <= 1 if number else value in tuple(_POWERS)):
+            raise ValueError(
+                "allowed: 'both', 'u', 'v', or a number from 0 to 1, the power of the singular "
+                "values that goes into A"
+            )
+        return value
+
     @model_validator(mode="after")
     def _one_target(self) -> DecomposeSection:
         if self.kept_ratio is not None and self.ranks is not None:
             raise ValueError("needs one of `kept_ratio` and `ranks`, and has both")
         return self
+
+    @property
+    def sigma_power(self) -> float:
+        """Power of the singular values that goes into A; the rest goes into B."""
+        split = self.sigma_split
+        return _POWERS[split] if isinstance(split, str) else split
 
     @property
     def has_target(self) -> bool:

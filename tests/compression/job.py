@@ -37,6 +37,7 @@ def compress_to(
     sequential: bool = False,
     scratch: Path | None = None,
     float_type: FloatType = "float32",
+    seed: int = 0,
     progress: Progress = quiet,
 ) -> Store:
     """Compress, or go on with what is in `folder`.
@@ -55,6 +56,7 @@ def compress_to(
                 "window": 8,
                 "sequential": sequential,
             },
+            "seed": seed,
             "decompose": decompose,
             "quantize": quantize,
         }
@@ -72,6 +74,7 @@ def compress_to(
         store,
         section=recipe.decompose,
         quantization=recipe.quantize,
+        seed=recipe.seed,
         calibration=calibration,
         progress=progress,
     )

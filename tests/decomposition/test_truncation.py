@@ -16,7 +16,6 @@ from asvd_q.decomposition import (
     whitening_scaling,
 )
 from asvd_q.errors import NumericsError, RankError
-from asvd_q.recipe.decompose import SigmaSplit
 from tests.decomposition.reference import (
     HARD,
     SHAPES,
@@ -98,33 +97,53 @@ def test_sigma_goes_where_it_is_asked_to_go(
 ) -> None:
     found, weight, scale = prepared(random_case(shape), name, alpha)
     values = np.linalg.svd(weight @ scale, compute_uv=False)[:10]
-    expected: dict[SigmaSplit, tuple[Array, Array]] = {
-        "both": (values, values),
-        "u": (values**2, np.ones(10)),
-        "v": (np.ones(10), values**2),
+    expected = {
+        0.5: (values, values),
+        1.0: (values**2, np.ones(10)),
+        0.0: (np.ones(10), values**2),
+        0.25: (values**0.5, values**1.5),
+        0.8: (values**1.6, values**0.4),
     }
-    products = []
-    for split, (of_a, of_b) in expected.items():
-        factors = truncate(found, 10, split)
+    plain = truncate(found, 10).product().numpy()
+    for power, (of_a, of_b) in expected.items():
+        factors = truncate(found, 10, power)
         a, b = factors.A.numpy(), factors.B.numpy() @ scale
         np.testing.assert_allclose(a.T @ a, np.diag(of_a), atol=1e-8 * of_a.max())
         np.testing.assert_allclose(b @ b.T, np.diag(of_b), atol=1e-8 * of_b.max())
-        products.append(factors.product().numpy())
-    np.testing.assert_allclose(products[1], products[0], rtol=0, atol=1e-10)
-    np.testing.assert_allclose(products[2], products[0], rtol=0, atol=1e-10)
+        np.testing.assert_allclose(factors.product().numpy(), plain, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("split", ["both", "u", "v"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("name", ["none", "abs_mean", "whitening"])
+@pytest.mark.parametrize("kind", HARD)
+def test_any_power_of_sigma_gives_the_same_product(
+    kind: str, name: str, shape: tuple[int, int]
+) -> None:
+    found, weight, scale = prepared(HARD[kind](random_case(shape)), name, 1.0)
+    rank = max(2 * min(shape) // 3, 1)
+    values = np.linalg.svd(weight @ scale, compute_uv=False)[:rank]
+    alive = np.arange(rank) < (max(min(shape) // 2, 1) if kind == "rank-deficient" else rank)
+    plain = truncate(found, rank).product().numpy()
+    for power in (0.0, 0.25, 0.5, 0.8, 1.0):
+        factors = truncate(found, rank, power)
+        left = factors.A.numpy()
+        expected = np.where(alive, values ** (2 * power), 0)
+        np.testing.assert_allclose(left.T @ left, np.diag(expected), atol=1e-9 * expected[0])
+        size = np.abs(plain).max()
+        np.testing.assert_allclose(factors.product().numpy(), plain, rtol=0, atol=1e-10 * size)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)], ids=["wide", "tall", "square"])
 @pytest.mark.parametrize("rank_of_weight", [0, 1, 9])
 def test_components_beyond_the_numerical_rank_are_zero(
-    rank_of_weight: int, shape: tuple[int, int], split: SigmaSplit
+    rank_of_weight: int, shape: tuple[int, int], power: float
 ) -> None:
     case = random_case(shape)
     weight = case.weight[:, :rank_of_weight] @ case.weight[:rank_of_weight]
     found = spectrum(weight, whitening_scaling(case.gram, DAMPING))
     assert found.numerical_rank == rank_of_weight
-    factors = truncate(found, 20, split)
+    factors = truncate(found, 20, power)
     assert factors.A.shape == (shape[0], 20)
     assert factors.B.shape == (20, shape[1])
     assert not factors.A[:, rank_of_weight:].any()
@@ -153,8 +172,8 @@ def test_a_weight_that_is_not_finite_names_the_layer(value: float) -> None:
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6)], ids=["wide", "tall"])
 def test_units_do_not_matter(shape: tuple[int, int], unit: float) -> None:
     weight = random_case(shape).weight
-    plain = truncate(spectrum(weight, identity_scaling()), 3, "v")
-    scaled = truncate(spectrum(weight * unit, identity_scaling()), 3, "v")
+    plain = truncate(spectrum(weight, identity_scaling()), 3, 0.0)
+    scaled = truncate(spectrum(weight * unit, identity_scaling()), 3, 0.0)
     torch.testing.assert_close(scaled.product() / unit, plain.product(), rtol=1e-9, atol=1e-12)
 
 

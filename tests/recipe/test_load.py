@@ -226,6 +226,8 @@ def test_compression_fields_are_what_the_stored_bytes_depend_on(
         "calibration.samples=8",
         "calibration.batch_size=8",
         "decompose.alpha=0.1",
+        "decompose.sigma_split=0.3",
+        "decompose.rotation=hadamard",
         "decompose=null",
         "quantize.overrides.0.bits=3",
     ):

@@ -37,7 +37,27 @@ __all__ = ["recipe_file"]
             "decompose.scaling is 'whitenin': did you mean 'whitening'? Allowed: 'abs_mean', "
             "'abs_max', 'rms', 'fisher', 'whitening' or 'none'",
         ),
-        ("decompose.sigma_split=w", "decompose.sigma_split is 'w': allowed: 'both', 'u' or 'v'"),
+        (
+            "decompose.sigma_split=w",
+            "decompose.sigma_split is 'w': allowed: 'both', 'u', 'v', or a number from 0 to 1, the "
+            "power of the singular values that goes into A",
+        ),
+        (
+            "decompose.sigma_split=1.5",
+            "decompose.sigma_split is 1.5: allowed: 'both', 'u', 'v', or",
+        ),
+        ("decompose.sigma_split=-0.1", "decompose.sigma_split is -0.1: allowed: 'both', 'u', 'v'"),
+        ("decompose.sigma_split=.nan", "decompose.sigma_split is nan: allowed: 'both', 'u', 'v'"),
+        ("decompose.sigma_split=true", "decompose.sigma_split is true: allowed: 'both', 'u', 'v'"),
+        ("decompose.sigma_split='0.5'", "decompose.sigma_split is '0.5': allowed: 'both', 'u',"),
+        ("decompose.sigma_split=null", "decompose.sigma_split is null: allowed: 'both', 'u', 'v'"),
+        ("decompose.sigma_split=[u]", "decompose.sigma_split: allowed: 'both', 'u', 'v', or a"),
+        ("decompose.sigma_split={u: 1}", "decompose.sigma_split: allowed: 'both', 'u', 'v', or a"),
+        (
+            "decompose.rotation=hadamar",
+            "decompose.rotation is 'hadamar': did you mean 'hadamard'? Allowed: 'none', "
+            "'hadamard' or 'random'",
+        ),
         ("decompose.method=svd", "decompose.method is 'svd': "),
         ("device=gpu", "device is 'gpu': did you mean 'cpu'? Allowed: 'auto', 'cpu' or 'cuda'"),
         ("compute_dtype=fp32", "compute_dtype is 'fp32': "),

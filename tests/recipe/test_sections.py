@@ -168,6 +168,15 @@ def test_exclude_is_stronger_than_include() -> None:
     assert not section.selects(DOWN1)
 
 
+@pytest.mark.parametrize(
+    ("split", "power"), [("both", 0.5), ("u", 1), ("v", 0), (0, 0), (1, 1), (0.25, 0.25)]
+)
+def test_words_for_the_split_of_sigma_stand_for_powers(split: str | float, power: float) -> None:
+    section = DecomposeSection.model_validate({"sigma_split": split})
+    assert section.sigma_power == power
+    assert DecomposeSection.model_validate(section.model_dump(mode="json")) == section
+
+
 def test_one_corpus_in_short_form() -> None:
     short = CalibrationSection.model_validate({"corpus": "python-docs"})
     long = CalibrationSection.model_validate(
@@ -200,6 +209,14 @@ def test_the_json_schema_takes_the_short_forms() -> None:
         assert {"required": ["corpus"]} in definitions[section]["oneOf"]
         assert "corpus" in definitions[section]["properties"]
         assert "corpora" not in definitions[section].get("required", [])
+
+
+def test_the_json_schema_takes_a_word_or_a_power_of_sigma() -> None:
+    field = json_schema()["$defs"]["DecomposeSection"]["properties"]["sigma_split"]
+    assert field["anyOf"] == [
+        {"enum": ["both", "u", "v"], "type": "string"},
+        {"maximum": 1, "minimum": 0, "type": "number"},
+    ]
 
 
 def read(file: Path) -> dict[str, Any]:
