@@ -74,6 +74,7 @@ def compress(
     *,
     section: DecomposeSection | None,
     factor_aware: FactorAware = FULLY_AWARE,
+    max_error: float | None = None,
     calibration: Calibration | None,
     progress: Progress,
 ) -> None:
@@ -83,12 +84,13 @@ def compress(
         model: the dense model; it is not changed.
         section: how to decompose; None when the plan holds no factors.
         factor_aware: what of B's codes A is told.
+        max_error: relative output error that quantization may add to a layer.
         calibration: None when nothing needs statistics; errors are then those of the weights.
 
     Raises:
         NumericsError: NaN or infinity in a weight or an activation, naming the layer.
     """
-    loop = _Loop(model, store, section, factor_aware, progress)
+    loop = _Loop(model, store, section, factor_aware, max_error, progress)
     if calibration is None:
         for done, block in enumerate(store.blocks()):
             if not store.is_finished(block):
@@ -105,12 +107,14 @@ class _Loop:
         store: Store,
         section: DecomposeSection | None,
         factor_aware: FactorAware,
+        max_error: float | None,
         progress: Progress,
     ) -> None:
         self.model = model
         self.store = store
         self.section = section
         self.factor_aware = factor_aware
+        self.max_error = max_error
         self.progress = progress
         self.weights = {weight.name: weight for weight in model.skeleton.weights}
         self.fisher: dict[str, Tensor] = {}
@@ -176,6 +180,7 @@ class _Loop:
             self.store.float_type,
             section=self.section,
             factor_aware=self.factor_aware,
+            max_error=self.max_error,
             statistics=statistics,
             fisher=self.fisher.get(plan.name),
         )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from asvd_q.errors import RecipeError
 from asvd_q.methods import METHODS
 from asvd_q.plan import QuantSpec, Slot
-from asvd_q.recipe.base import Bool, Section, Text, matches
+from asvd_q.recipe.base import Bool, Number, Section, Text, matches
 from asvd_q.recipe.quantsettings import KEYS, Method, PartialQuantSpec, make_spec, narrowed
 
 __all__ = ["FULLY_AWARE", "FactorAware", "Factors", "QuantizeOverride", "QuantizeSection"]
@@ -88,6 +88,10 @@ class QuantizeSection(PartialQuantSpec):
 
     exclude: tuple[Text, ...] = ()
     """Patterns of layers to leave in floating point; stronger than `include`."""
+
+    max_error: Annotated[Number, Field(gt=0)] | None = None
+    """Relative output error that quantization may add to a layer; one that it would add more to
+    stays in floating point, and its record says so. null sets no bound."""
 
     factors: Factors = Factors()
     """Settings for the factors A and B of decomposed layers."""

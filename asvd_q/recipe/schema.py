@@ -140,6 +140,11 @@ class Recipe(Section):
         """What A is told of B's codes."""
         return FULLY_AWARE if self.quantize is None else self.quantize.factors.aware
 
+    @property
+    def max_error(self) -> float | None:
+        """Relative output error that quantization may add to a layer; None sets no bound."""
+        return None if self.quantize is None else self.quantize.max_error
+
     def resolved_yaml(self) -> str:
         """The recipe with every default written out; loading it gives an equal recipe."""
         return dump_yaml(self.model_dump(mode="json"))
