@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from asvd_q import __version__
 from asvd_q.artefact import Exporter
-from asvd_q.compression import Calibration, Progress, check_weights, compress
+from asvd_q.compressing import RECIPE_FILE, SCRATCH, make_store
+from asvd_q.compression import Progress
 from asvd_q.errors import RecipeError, ResourceError
 from asvd_q.evaluation.quality import Quality, TokenWindows, compare_quality, evaluate_quality
 from asvd_q.evaluation.runners import model_runner
 from asvd_q.evaluation.texts import proof_tokens
 from asvd_q.exporting import ARTEFACTS, export_store, make_exporter
-from asvd_q.files import make_folder, require_disk, scratch_folder, write_text
+from asvd_q.files import make_folder, require_disk
 from asvd_q.opening import STORE, open_run_store
+from asvd_q.plan import LayerPlan
 from asvd_q.preparation import Prepared, Tokens, prepare, read_tokens, require_exports
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.recipe import ExportSection, Recipe
 from asvd_q.report.resources import StageMeter
 from asvd_q.report.run import RUN_FILE, ArtefactRecord, Quantity, RunRecord, versions
 from asvd_q.report.search import SEARCH, write_search
-from asvd_q.search.ranks import SearchResult, search_ranks, with_ranks
-from asvd_q.store import Store, StoreHeader, is_store
+from asvd_q.rounds import ROUNDS, search_and_compress, solve
+from asvd_q.search.ranks import SearchResult
+from asvd_q.store import Store, is_store
 
-__all__ = ["RECIPE_FILE", "export_run", "prepare_known", "run", "search"]
+__all__ = ["export_run", "prepare_known", "run", "search"]
 
-RECIPE_FILE = "recipe.yaml"
 _LOG_FILE = "log.txt"
-_SCRATCH = "hidden_states"
 
 logger = logging.getLogger("asvd_q")
 
@@ -64,13 +60,12 @@ def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord
         _check_disk(prepared, folder)
     with _log_to(folder / _LOG_FILE):
         progress = _logged(progress)
-        if recipe.search is not None:
-            with meter.stage("search"):
-                result = _search(prepared, tokens, folder, progress)
-                prepared = replace(prepared, recipe=with_ranks(recipe, result.ranks))
-                require_exports(prepared)
-        with meter.stage("compress"):
-            store = _compress(prepared, folder, tokens.calibration, progress)
+        if recipe.search is None:
+            with meter.stage("compress"):
+                store = make_store(prepared, folder, tokens.calibration, progress)
+        else:
+            windows = _calibration(tokens)
+            prepared, store = search_and_compress(prepared, windows, folder, meter, progress)
         with meter.stage("evaluate"):
             dense, quality = _evaluate(prepared, store, tokens.texts, progress)
         record = _record(prepared, store, tokens).model_copy(
@@ -103,7 +98,9 @@ def search(recipe: Recipe, progress: Progress) -> SearchResult:
     prepared, folder = prepare(recipe), Path(recipe.output)
     tokens = read_tokens(prepared, folder, progress)
     make_folder(folder)
-    return _search(prepared, tokens, folder, progress)
+    result = solve(prepared, _calibration(tokens), folder, progress).result
+    write_search(result, folder / SEARCH)
+    return result
 
 
 def export_run(folder: Path, section: ExportSection, model: str | None = None) -> ArtefactRecord:
@@ -128,34 +125,16 @@ def prepare_known(recipe: Recipe) -> Prepared:
     prepared = prepare(recipe)
     if recipe.search is None:
         return prepared
-    tokens = read_tokens(prepared, Path(recipe.output), known_only=True)
-    assert tokens.calibration is not None  # the recipe's own check: a search needs calibration
-    result = search_ranks(
-        recipe,
-        prepared.model(),
-        tokens.calibration,
-        prepared.float_type,
-        Path(recipe.output) / SEARCH,
-        lambda stage, done, total: None,
-        known_only=True,
-    )
-    return replace(prepared, recipe=with_ranks(recipe, result.ranks))
+    folder = Path(recipe.output)
+    windows = _calibration(read_tokens(prepared, folder, known_only=True))
+    return solve(
+        prepared, windows, folder, lambda stage, done, total: None, known_only=True
+    ).prepared
 
 
-def _search(prepared: Prepared, tokens: Tokens, folder: Path, progress: Progress) -> SearchResult:
+def _calibration(tokens: Tokens) -> Tensor:
     assert tokens.calibration is not None  # the recipe's own check: a search needs calibration
-    model = prepared.model()
-    check_weights(model, progress)
-    result = search_ranks(
-        prepared.recipe,
-        model,
-        tokens.calibration,
-        prepared.float_type,
-        folder / SEARCH,
-        progress,
-    )
-    write_search(result, folder / SEARCH)
-    return result
+    return tokens.calibration
 
 
 def _require_claimable(folder: Path) -> None:
@@ -178,10 +157,10 @@ def _claim(folder: Path, *, fresh: bool) -> None:
         ResourceError: the folder cannot be written.
     """
     if fresh and is_store(folder / STORE):
-        for name in (RUN_FILE, RECIPE_FILE, _LOG_FILE):
+        for name in (RUN_FILE, RECIPE_FILE, ROUNDS, _LOG_FILE):
             (folder / name).unlink(missing_ok=True)
         # The store goes last: it is what tells that the folder is ours.
-        for part in (ARTEFACTS, _SCRATCH, STORE):
+        for part in (ARTEFACTS, SCRATCH, STORE):
             shutil.rmtree(folder / part, ignore_errors=True)
     make_folder(folder)
 
@@ -190,63 +169,6 @@ def _check_disk(prepared: Prepared, folder: Path) -> None:
     """Codes take a byte each in the store; an artefact is at most the model in float32."""
     parameters = sum(info.numel for info in prepared.source.tensors.values())
     require_disk(folder, parameters * (1 + 4 * len(prepared.exports)))
-
-
-def _compress(
-    prepared: Prepared, folder: Path, windows: Tensor | None, progress: Progress
-) -> Store:
-    recipe, source, model = prepared.recipe, prepared.source, prepared.model()
-    header = StoreHeader(
-        key=_store_key(prepared, windows),
-        asvd_q=__version__,
-        source=source.identity,
-        plan=prepared.plan,
-    )
-    if not (folder / STORE).is_dir():
-        check_weights(model, progress)
-    store = Store.create(folder / STORE, header, source)
-    write_text(folder / RECIPE_FILE, recipe.resolved_yaml())
-    with _scratch(prepared, folder) as scratch:
-        calibration = None
-        if windows is not None and recipe.calibration is not None:
-            section = recipe.calibration
-            calibration = Calibration(windows, section.batch_size, section.sequential, scratch)
-        compress(
-            model,
-            store,
-            section=recipe.decompose,
-            quantization=recipe.quantize,
-            seed=recipe.seed,
-            calibration=calibration,
-            progress=progress,
-        )
-    return Store.open(folder / STORE, source)
-
-
-@contextmanager
-def _scratch(prepared: Prepared, folder: Path) -> Iterator[Path | None]:
-    """A folder for hidden states while the loop runs, if the recipe wants them on disk."""
-    section = prepared.recipe.calibration
-    if section is None or section.hidden_states == "memory":
-        yield None
-        return
-    with scratch_folder(folder / _SCRATCH) as scratch:
-        yield scratch
-
-
-def _store_key(prepared: Prepared, windows: Tensor | None) -> str:
-    """Hash of everything that the stored bytes depend on."""
-    tokens = None if windows is None else hashlib.sha256(windows.numpy().tobytes()).hexdigest()
-    content = {
-        "asvd_q": __version__,
-        "torch": torch.__version__,
-        "device": prepared.device,
-        "weights": prepared.source.identity.weights_sha256,
-        "plan": prepared.plan.model_dump(mode="json"),
-        "recipe": prepared.recipe.compression_fields(),
-        "tokens": tokens,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _evaluate(
@@ -292,7 +214,6 @@ def _export(
 def _record(prepared: Prepared, store: Store, tokens: Tokens) -> RunRecord:
     """What is known once the store is finished."""
     layers = store.records()
-    planned = {layer.name: layer for layer in prepared.plan}
     other = prepared.plan.other_bytes
     before = sum(layer.bytes_before for layer in layers)
     after = sum(layer.bytes_after for layer in layers)
@@ -313,12 +234,26 @@ def _record(prepared: Prepared, store: Store, tokens: Tokens) -> RunRecord:
         total_bytes=Quantity(before=before + other, after=after + other),
         stages=(),
         layers=tuple(layers),
-        warnings=tuple(
-            f"{layer.name} stayed dense: {layer.reason}"
-            for layer in layers
-            if layer.form != planned[layer.name].form
-        ),
+        warnings=_warnings(prepared, store),
     )
+
+
+def _warnings(prepared: Prepared, store: Store) -> tuple[str, ...]:
+    """Every layer that could not be compressed as planned, and what followed from it."""
+    setbacks = {**prepared.pinned, **store.setbacks}
+    warnings = [
+        f"{layer.name} {_kept(layer)} in {store.float_type}: {layer.reason}"
+        for layer in prepared.plan.with_layers(setbacks)
+        if layer.name in setbacks
+    ]
+    if prepared.pinned:
+        count = len(prepared.pinned)
+        warnings.append(f"the target of `search` was solved again around {count} of the layers")
+    return tuple(warnings)
+
+
+def _kept(layer: LayerPlan) -> str:
+    return "stayed dense," if layer.rank is None else "kept its factors"
 
 
 def _earlier_artefacts(folder: Path, store: Store) -> tuple[ArtefactRecord, ...]:

@@ -6,7 +6,7 @@ Made by `asvd_q.search` or written by hand; read by the compression loop, by exp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -48,7 +48,7 @@ class LayerPlan(_Frozen):
         rank: of the factors; None when dense.
         quantization: per slot; None leaves that matrix in floating point.
         predicted_bytes: in the store's count (see `store_bytes`).
-        reason: why the layer stays dense, or why its rank is not the one asked for.
+        reason: why the layer stays dense or in floating point.
     """
 
     name: str
@@ -118,6 +118,11 @@ class Plan(_Frozen):
             if layer.name == name:
                 return layer
         raise KeyError(name)
+
+    def with_layers(self, layers: Mapping[str, LayerPlan]) -> Plan:
+        """The plan with some of its layers, by name, replaced."""
+        found = tuple(layers.get(layer.name, layer) for layer in self.layers)
+        return self.model_copy(update={"layers": found})
 
     @property
     def ranks(self) -> dict[str, int]:

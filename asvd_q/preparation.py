@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from asvd_q.exporting import make_exporter, require_expressible
 from asvd_q.models import SourceModel
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.skeleton import Skeleton, build_skeleton
-from asvd_q.plan import FloatType, Plan
+from asvd_q.plan import FloatType, LayerPlan, Plan
 from asvd_q.quantization import TORCH_TYPES, float_type_of
 from asvd_q.recipe import ExportSection, Recipe
 from asvd_q.report.run import CorpusRecord
@@ -38,7 +38,11 @@ _GENERATED = "calibration"
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe and its model, looked at and not touched."""
+    """A recipe and its model, looked at and not touched.
+
+    Attributes:
+        pinned: layers about which nothing is left to decide, and what they become.
+    """
 
     recipe: Recipe
     source: SourceModel
@@ -46,6 +50,7 @@ class Prepared:
     float_type: FloatType
     exports: tuple[tuple[ExportSection, Exporter], ...]
     device: str
+    pinned: Mapping[str, LayerPlan] = field(default_factory=dict)
 
     @cached_property
     def plan(self) -> Plan:
@@ -56,7 +61,8 @@ class Prepared:
         """
         if self.recipe.search is not None:
             raise RecipeError("the ranks of this recipe are still to be searched for")
-        return make_plan(self.recipe, self.source, self.skeleton, self.float_type)
+        plan = make_plan(self.recipe, self.source, self.skeleton, self.float_type)
+        return plan.with_layers(self.pinned)
 
     def model(self) -> BlockwiseModel:
         """The dense model, to be run block by block."""

@@ -20,7 +20,7 @@ class LayerRecord(_Frozen):
 
     Attributes:
         name, kind, block, shape, transposed, form, rank, quantization: as in `LayerPlan`.
-        reason: why the layer stayed dense, when it did.
+        reason: why the layer stayed dense or in floating point, when it did.
         bytes_before: of the source weight in the store's float type, without bias.
         bytes_after: of the stored tensors, codes counted at their own width.
         errors: relative output error ‖(Ŵ − W) X‖ / ‖W X‖ after each stage ("decompose",

@@ -124,6 +124,15 @@ def test_ranks_bytes_and_kept_ratio_of_a_plan() -> None:
         plan().layer("d")
 
 
+def test_layers_are_replaced_by_name() -> None:
+    dense = layer(name="c", predicted_bytes=5)
+    found = plan().with_layers({"c": dense, "d": dense})
+    assert found.layers == (*plan().layers[:2], dense)
+    assert found.ranks == {"a": 8}
+    assert found.predicted_bytes == 1112
+    assert plan().with_layers({}) == plan()
+
+
 def test_parameters_of_factors_agree_with_the_slots() -> None:
     assert factors(5).parameters == factor_parameters((96, 64), 5) == 5 * (96 + 64)
 

@@ -89,6 +89,10 @@ class QuantizeSection(PartialQuantSpec):
     exclude: tuple[Text, ...] = ()
     """Patterns of layers to leave in floating point; stronger than `include`."""
 
+    max_error: Annotated[Number, Field(gt=0)] | None = None
+    """Relative output error that quantization may add to a layer; one that it would add more to
+    stays in floating point, and its record says so. null sets no bound."""
+
     factors: Factors = Factors()
     """Settings for the factors A and B of decomposed layers."""
 

@@ -83,7 +83,7 @@ def layer_table(records: Sequence[LayerRecord], title: str) -> Table:
 
 
 def plan_table(layers: Sequence[LayerPlan], title: str) -> Table:
-    """One row per layer of a plan; the last column says why a layer stays dense."""
+    """One row per layer of a plan; the last column says why a layer keeps more than others."""
     rows = [
         (
             layer.name,
@@ -98,7 +98,7 @@ def plan_table(layers: Sequence[LayerPlan], title: str) -> Table:
         )
         for layer in layers
     ]
-    columns = ("layer", "out × in", "form", "rank", "kept", "bits", "group", "bytes", "why dense")
+    columns = ("layer", "out × in", "form", "rank", "kept", "bits", "group", "bytes", "reason")
     return Table(title, columns, tuple(rows))
 
 

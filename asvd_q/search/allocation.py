@@ -92,7 +92,8 @@ def allocate(
     Never over the target, and under it by less than one candidate's step.
 
     Args:
-        candidates: per layer, dense first, as `make_candidates` returns them.
+        candidates: per layer, dense first, as `make_candidates` returns them; or the one form that
+            a layer is left with.
         target: a budget, or a bound on the loss.
         method: `strs` takes, as the paper does, one threshold of sensitivity for all layers.
             `optimal` takes the best of all choices, on the premise that losses add up; of

@@ -25,7 +25,8 @@ class Candidate:
         rank: of the factors; None is the dense layer.
         parameters: weights stored, the bias left out.
         bytes: stored, in the count of whatever format the caller allocates for.
-        loss: predicted increase of the mean next-token loss, nats per token; 0 when dense.
+        loss: predicted increase of the mean next-token loss, nats per token; 0 when dense. Of the
+            truncation alone: what quantization costs is not predicted.
     """
 
     rank: int | None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from asvd_q.plan import FloatType
-from asvd_q.search.candidates import Candidate, make_candidates
+from asvd_q.models.refs import WeightRef
+from asvd_q.plan import FloatType, LayerPlan
+from asvd_q.search.candidates import Candidate, make_candidates, monotone_losses
 from asvd_q.search.context import SearchContext
 from asvd_q.search.planning import layer_bytes, make_plan
 from asvd_q.search.sensitivities import Losses, Ranks, rank_grid
@@ -22,8 +23,14 @@ class Offer:
         ranks: layer → the ranks to find losses for.
     """
 
-    def __init__(self, context: SearchContext, float_type: FloatType) -> None:
-        """Args: float_type: of everything that is not quantized.
+    def __init__(
+        self, context: SearchContext, float_type: FloatType, pinned: Mapping[str, LayerPlan]
+    ) -> None:
+        """Build the dense plan.
+
+        Args:
+            float_type: of everything that is not quantized.
+            pinned: layers that have but one form to offer.
 
         Raises:
             RecipeError: a pattern of the recipe that matches no layer.
@@ -33,8 +40,12 @@ class Offer:
         self._recipe = context.recipe.model_copy(update={"search": None, "decompose": section})
         self._weights = context.weights
         self._float_type = float_type
+        self._pinned = pinned
         model = context.model
-        self.dense = make_plan(self._recipe, model.source, model.skeleton, float_type)
+        dense = make_plan(self._recipe, model.source, model.skeleton, float_type)
+        self.dense = dense.with_layers(
+            {name: layer for name, layer in pinned.items() if layer.form == "dense"}
+        )
         self.ranks: Ranks = {
             weight.name: rank_grid(weight, context.search, context.section)
             for weight in context.weights
@@ -48,12 +59,7 @@ class Offer:
                 can only stay dense.
         """
         return {
-            weight.name: make_candidates(
-                weight,
-                losses.get(weight.name, {}),
-                self.dense.layer(weight.name).predicted_bytes,
-                partial(layer_bytes, weight, self._recipe, self._float_type),
-            )
+            weight.name: self._candidates(weight, losses.get(weight.name, {}))
             for weight in self._weights
         }
 
@@ -63,3 +69,15 @@ class Offer:
         alike = {name: dict.fromkeys(wanted, 1.0) for name, wanted in self.ranks.items()}
         smallest = {name: forms[-1].rank for name, forms in self.candidates(alike).items()}
         return {name: rank for name, rank in smallest.items() if rank is not None}
+
+    def _candidates(self, weight: WeightRef, losses: Mapping[int, float]) -> tuple[Candidate, ...]:
+        layer = self._pinned.get(weight.name)
+        if layer is not None:
+            loss = 0.0 if layer.rank is None else monotone_losses(losses)[layer.rank]
+            return (Candidate(layer.rank, layer.parameters, layer.predicted_bytes, loss),)
+        return make_candidates(
+            weight,
+            losses,
+            self.dense.layer(weight.name).predicted_bytes,
+            partial(layer_bytes, weight, self._recipe, self._float_type),
+        )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
-from asvd_q.errors import RecipeError
+from asvd_q.errors import RankError, RecipeError
 from asvd_q.models.blockwise import BlockwiseModel
-from asvd_q.plan import FloatType
+from asvd_q.plan import FloatType, LayerPlan
 from asvd_q.recipe import Recipe
 from asvd_q.search.allocation import Allocation, LossBound, Target, allocate
 from asvd_q.search.candidates import Candidate
@@ -23,6 +23,9 @@ from asvd_q.search.targets import make_target
 from asvd_q.search.verification import Verification, allocations_around, verified
 
 __all__ = ["SearchResult", "search_ranks", "with_ranks"]
+
+_NAMED = 5
+"""Layers that a message names; it counts the rest."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def search_ranks(
     folder: Path,
     progress: Progress,
     *,
+    pinned: Mapping[str, LayerPlan] | None = None,
     known_only: bool = False,
 ) -> SearchResult:
     """Find out what truncating each layer costs, then spend the target where it costs least.
@@ -81,16 +85,18 @@ def search_ranks(
         model: the dense model.
         windows: calibration tokens, int64 (samples, tokens).
         folder: where all that is measured is kept; an interrupted search goes on from there.
+        pinned: layers that cannot be chosen for any more, as they are; for a budget only.
         known_only: run nothing and write nothing.
 
     Raises:
         RecipeError: `known_only`, and what the ranks depend on was not measured before; or no
             layer is included.
-        RankError: the target lies outside what the candidates reach.
+        RankError: the target lies outside what the candidates reach; the message names the pinned
+            layers.
     """
     context = SearchContext(recipe, model, windows, folder, progress, known_only)
     context.remove_scratch()
-    search, offer = context.search, Offer(context, float_type)
+    search, offer = context.search, Offer(context, float_type, pinned or {})
     if not context.weights:
         raise RecipeError(
             "decompose.include and decompose.exclude leave no layer to search ranks for"
@@ -102,7 +108,10 @@ def search_ranks(
         target = LossBound(perplexity_bound(context, offer.smallest()))
 
     def solve(candidates: Mapping[str, Sequence[Candidate]]) -> Allocation:
-        return allocate(candidates, target=target, method=search.method)
+        try:
+            return allocate(candidates, target=target, method=search.method)
+        except RankError as error:
+            raise RankError(f"{error}{_after_pinning(pinned or {})}") from None
 
     checked: Losses = {}
     if search.sensitivity == "hybrid":
@@ -132,9 +141,28 @@ def search_ranks(
     )
 
 
-def with_ranks(recipe: Recipe, ranks: Mapping[str, int]) -> Recipe:
-    """The recipe with the search replaced by the ranks that it found."""
+def with_ranks(
+    recipe: Recipe, ranks: Mapping[str, int], *, in_floats: Collection[str] = ()
+) -> Recipe:
+    """The recipe with the search replaced by the ranks that it found.
+
+    Args:
+        in_floats: layers that are not to be quantized.
+    """
     assert recipe.decompose is not None
     target = {"ranks": dict(ranks)} if ranks else {"kept_ratio": 1.0}
     decompose = recipe.decompose.model_copy(update=target)
-    return recipe.model_copy(update={"search": None, "decompose": decompose})
+    quantize = recipe.quantize
+    if quantize is not None and in_floats:
+        exclude = (*quantize.exclude, *in_floats)
+        quantize = quantize.model_copy(update={"exclude": exclude})
+    return recipe.model_copy(update={"search": None, "decompose": decompose, "quantize": quantize})
+
+
+def _after_pinning(pinned: Mapping[str, LayerPlan]) -> str:
+    """The end of a message: what the target was solved around."""
+    if not pinned:
+        return ""
+    named = [f"{name} ({layer.reason})" for name, layer in pinned.items()]
+    more = f" (and {len(named) - _NAMED} more)" if len(named) > _NAMED else ""
+    return f". These layers could not be compressed as planned: {', '.join(named[:_NAMED])}{more}"

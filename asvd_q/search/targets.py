@@ -6,7 +6,7 @@ from asvd_q.plan import Plan
 from asvd_q.recipe import SearchSection
 from asvd_q.search.allocation import Budget, LossBound, Target
 
-__all__ = ["make_target"]
+__all__ = ["is_met", "make_target"]
 
 
 def make_target(search: SearchSection, dense: Plan, searched: set[str]) -> Target:
@@ -34,3 +34,14 @@ def make_target(search: SearchSection, dense: Plan, searched: set[str]) -> Targe
         search.size_bytes - stored,
         lambda amount: f"{(amount + stored) / 2**20:.2f} MiB for the whole model",
     )
+
+
+def is_met(search: SearchSection, plan: Plan) -> bool:
+    """Whether a whole plan stays within the recipe's budget.
+
+    A bound on the loss is: a layer that keeps more than was planned loses no more.
+    """
+    if search.kept_ratio is not None:
+        total = sum(layer.shape[0] * layer.shape[1] for layer in plan)
+        return sum(layer.parameters for layer in plan) <= search.kept_ratio * total
+    return search.size_bytes is None or plan.predicted_bytes <= search.size_bytes

@@ -11,7 +11,8 @@ store knows no runtime's layout: codes are unpacked, one per byte; packing is an
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch import Tensor
 from asvd_q.errors import ResourceError, StoreError
 from asvd_q.files import atomic_path, make_folder, sha256, write_text
 from asvd_q.models import SourceModel, WeightRef
-from asvd_q.plan import FloatType, Plan, Slot
+from asvd_q.plan import FloatType, LayerPlan, Plan, Slot
 from asvd_q.quantization.registry import weight_from_tensors
 from asvd_q.quantization.weights import TORCH_TYPES, FloatWeight, StoredWeight
 from asvd_q.records import ArtefactMetadata, LayerRecord, SourceIdentity
@@ -94,8 +95,18 @@ class Store:
         self._records: dict[str, LayerRecord] | None = None
 
     @classmethod
-    def create(cls, folder: Path, header: StoreHeader, source: SourceModel) -> Store:
+    def create(
+        cls,
+        folder: Path,
+        header: StoreHeader,
+        source: SourceModel,
+        *,
+        replacing: Collection[str] = (),
+    ) -> Store:
         """Start a store, or go on with an unfinished one of the same key.
+
+        Args:
+            replacing: keys of stores that this one takes the place of.
 
         Raises:
             StoreError: the folder holds a store of another key.
@@ -105,13 +116,18 @@ class Store:
         path = folder / _HEADER
         if path.exists():
             found = _read_header(path)
-            if found.key != header.key:
+            if found.key in replacing:
+                # Blocks first: under the new header they would be taken for its own.
+                shutil.rmtree(folder / _BLOCKS)
+                make_folder(folder / _BLOCKS)
+                write_text(path, _header_text(header))
+            elif found.key != header.key:
                 raise StoreError(
                     f"{folder} holds the store of another recipe, model or version: choose "
                     "another `output`, or start afresh with --fresh"
                 )
         else:
-            write_text(path, header.model_dump_json(indent=1) + "\n")
+            write_text(path, _header_text(header))
         return cls(folder, header, source)
 
     @classmethod
@@ -147,9 +163,19 @@ class Store:
 
     @property
     def finished_plan(self) -> Plan:
-        """What was done, which may be less than was planned: a layer can have stayed dense."""
+        """What was done, which may be less than was planned: see `setbacks`."""
         layers = tuple(record.as_plan() for record in self.records())
         return self.plan.model_copy(update={"layers": layers})
+
+    @property
+    def setbacks(self) -> dict[str, LayerPlan]:
+        """Layers that kept a form which was not planned, as they are, each with its reason."""
+        planned = {layer.name: (layer.rank, layer.quantization) for layer in self.plan}
+        return {
+            layer.name: layer
+            for layer in self.finished_plan
+            if (layer.rank, layer.quantization) != planned[layer.name]
+        }
 
     @property
     def key(self) -> str:
@@ -331,6 +357,10 @@ def _metadata(
 
 def _stem(block: int | None) -> str:
     return _OUTSIDE if block is None else f"{block:05d}"
+
+
+def _header_text(header: StoreHeader) -> str:
+    return header.model_dump_json(indent=1) + "\n"
 
 
 def _read_header(path: Path) -> StoreHeader:

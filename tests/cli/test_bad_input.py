@@ -208,7 +208,7 @@ def test_too_little_memory(
     def exhausted(*args: object, **kwargs: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("asvd_q.pipeline.compress", exhausted)
+    monkeypatch.setattr("asvd_q.compressing.compress", exhausted)
     assert "hidden_states: disk" in command(capsys, "run", write_recipe(tmp_path)).message
 
 
@@ -288,7 +288,7 @@ def test_torch_runs_out_of_memory(
     def exhausted(*args: object, **kwargs: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
 
-    monkeypatch.setattr("asvd_q.pipeline.compress", exhausted)
+    monkeypatch.setattr("asvd_q.compressing.compress", exhausted)
     assert "not enough memory" in command(capsys, "run", write_recipe(tmp_path)).message
 
 

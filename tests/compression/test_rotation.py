@@ -22,7 +22,7 @@ from tests.models.families import save_family
 
 RANK = 9
 RANKS = {"ranks": {"*": RANK}}
-REFIT = RANKS | {"scaling": "none", "sequential": True, "refit": True}
+REFIT = RANKS | {"scaling": "none", "refit": True}
 RTN = {"bits": 4, "group_size": 16, "symmetric": False}
 GAUGES = [
     {"rotation": "hadamard"},

@@ -122,6 +122,8 @@ __all__ = ["recipe_file"]
             "quantize.dense={method: nf4, group_size: 48}",
             "for weight: group_size 48 is not possible for nf4: use one of 32, 64, 128, 256,",
         ),
+        ("quantize.max_error=0", "quantize.max_error is 0: allowed is above 0"),
+        ("quantize.max_error=5 %", "quantize.max_error is '5 %': expected a number"),
         ("quantize.damping=0", "quantize.damping is 0: allowed is above 0 and below 1"),
         ("quantize.backend=gptqmodl", "quantize.backend is 'gptqmodl': did you mean 'gptqmodel'?"),
         ("quantize.dense=true", "quantize.dense is true: allowed is false, which leaves"),

@@ -328,6 +328,33 @@ def test_a_folder_that_is_no_store(tmp_path: Path, source: SourceModel) -> None:
         Store.open(tmp_path, source)
 
 
+def test_a_store_takes_the_place_of_one_it_was_told_of(store: Store) -> None:
+    """Nothing of the old one is taken for its own."""
+    other = store.header.model_copy(update={"key": "other"})
+    new = Store.create(store.folder, other, store.source, replacing=["unknown", store.key])
+    assert new.key == "other"
+    assert list(hashes(store.folder)) == ["store.json"]
+    assert not any(new.is_finished(block) for block in new.blocks())
+    assert Store.create(store.folder, other, store.source, replacing=[store.key]).key == "other"
+
+
+def test_setbacks_are_layers_that_are_not_as_planned(store: Store) -> None:
+    assert store.setbacks == {}
+    name = "model.layers.1.self_attn.v_proj"
+    layers = [layer for layer in store.layers() if layer.record.block == 1]
+    weight = store.source.tensor(f"{name}.weight")
+    kept = {"form": "dense", "rank": None, "quantization": {"weight": None}, "reason": "failed"}
+    for index, layer in enumerate(layers):
+        if layer.record.name == name:
+            record = layer.record.model_copy(update=kept)
+            layers[index] = StoredLayer(record, {"weight": FloatWeight(weight)})
+    store.write_block(1, layers)
+    again = Store.open(store.folder, store.source)
+    assert again.setbacks == {name: again.finished_plan.layer(name)}
+    assert again.setbacks[name].reason == "failed"
+    assert again.plan.with_layers(again.setbacks).ranks == again.finished_plan.ranks
+
+
 def test_a_store_of_another_key_is_not_continued(store: Store) -> None:
     other = store.header.model_copy(update={"key": "other"})
     before = hashes(store.folder)
