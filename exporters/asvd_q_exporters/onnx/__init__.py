@@ -3,6 +3,7 @@
 exporter.py      the exporter: options, refusals, bytes; imports neither torch nor onnx
 operators.py     which operator holds what a quantization method makes
 nbits/           `MatMulNBits`: integer codes
+bnb4/            `MatMulBnb4`: NF4
 layers.py        modules that stand in for linear layers while the model is traced
 placeholders.py  their parameters, which occupy no memory
 graph.py         the traced graph, without weights

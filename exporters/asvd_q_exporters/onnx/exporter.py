@@ -132,7 +132,8 @@ def _bounds(options: OnnxOptions) -> ParityBounds:
     Level 0 or 1 in float32 agrees to 7e-7 (KL 3e-12) whatever the bits, so its bounds leave room
     for deeper models only. In float16 5e-4 (KL 2e-6). Level 4 rounds activations to int8, in
     blocks as wide as the scales': 0.7e-2 at block 32 to 1.3e-2 at one scale per row (KL 2e-4 to
-    8e-4, agreement 0.965 and more), and 3.4e-2 on random weights.
+    8e-4, agreement 0.965 and more), and 3.4e-2 on random weights. NF4 is computed in float32
+    whatever the level.
     """
     if options.accuracy_level == 4:
         return ParityBounds(relative_error=5e-2, kl=1e-2, agreement=0.93)

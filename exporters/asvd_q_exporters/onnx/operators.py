@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
+from asvd_q_exporters.onnx.bnb4.operator import MatMulBnb4
 from asvd_q_exporters.onnx.nbits.operator import MatMulNBits
 
 if TYPE_CHECKING:
@@ -67,4 +68,4 @@ class Operator(Protocol):
 
 _NBITS = MatMulNBits()
 
-OPERATORS: Mapping[str, Operator] = {"rtn": _NBITS, "gptq": _NBITS}
+OPERATORS: Mapping[str, Operator] = {"rtn": _NBITS, "gptq": _NBITS, "nf4": MatMulBnb4()}

@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from asvd_q.artefact import METADATA_FILE, read_metadata
 from asvd_q.errors import ArtefactError, first_line
 from asvd_q.records import ArtefactMetadata, LayerRecord
+from asvd_q_exporters.onnx.bnb4 import unpack as bnb4
 from asvd_q_exporters.onnx.nbits import unpack as nbits
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = ["READERS", "read_layers"]
 
 READERS: Mapping[str, Callable[..., NDArray[np.float32]]] = {
     "MatMulNBits": nbits.dequantize,
+    "MatMulBnb4": bnb4.dequantize,
 }
 """By operator: its attributes, then its inputs after the activations, to float32 (out, in)."""
 
