@@ -16,6 +16,8 @@ from asvd_q.plan import QuantSpec, store_bytes
 from asvd_q.quantization import quantize, weight_from_tensors
 from asvd_q.quantization.nf4 import NF4_VALUES, Nf4Weight
 from asvd_q.spec import NF4_BLOCKS
+from tests.quantization.nf4_reference import nf4 as spec
+from tests.quantization.nf4_reference import theirs, weights
 
 SHAPES = [(64, 64), (7, 33), (1, 1), (1, 130), (5, 48), (300, 48), (33, 130), (16, 4096), (96, 256)]
 
@@ -27,43 +29,10 @@ def _not_compiled() -> Iterator[None]:
         yield
 
 
-def spec(block: int = 64, double: bool = False) -> QuantSpec:
-    return QuantSpec(method="nf4", group_size=block, double_quant=double)
-
-
 def made(weight: Tensor, settings: QuantSpec) -> Nf4Weight:
     found = quantize(weight, settings)
     assert isinstance(found, Nf4Weight)
     return found
-
-
-def weights(shape: tuple[int, int], kind: str, seed: int = 0) -> Tensor:
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.02
-    match kind:
-        case "outliers":
-            weight[:, 0] *= 1000
-        case "zeros":
-            weight[:: max(1, shape[0] // 3)] = 0
-        case "bfloat16":
-            weight = weight.bfloat16()
-        case "float64":
-            weight = weight.double() * torch.pi
-    return weight
-
-
-def theirs(weight: Tensor, settings: QuantSpec) -> tuple[Tensor, Tensor]:
-    """bitsandbytes' bytes, and the matrix (out, in) that it makes of them in float32.
-
-    It is shown a single row: where the columns are no multiple of the block size, its kernel
-    for CPUs with AVX-512 takes the scales of other blocks (0.50.2).
-    """
-    packed, state = functional.quantize_4bit(
-        weight.float().reshape(1, -1),
-        blocksize=settings.group_size,
-        compress_statistics=bool(settings.double_quant),
-        quant_type="nf4",
-    )
-    return packed, functional.dequantize_4bit(packed, state).reshape(weight.shape)
 
 
 @pytest.mark.parametrize("kind", ["normal", "outliers", "zeros", "bfloat16", "float64"])

@@ -1,14 +1,16 @@
-"""ONNX: one graph for ONNX Runtime that decodes token by token, its codes in `MatMulNBits`.
+"""ONNX: one graph for ONNX Runtime that decodes token by token, its codes in operators for them.
 
-exporter.py   the exporter: options, refusals, bytes; imports neither torch nor onnx
-layout.py     how a quantized matrix lies in `MatMulNBits`: bits, blocks, bytes
-layers.py     modules that stand in for linear layers while the model is traced
-graph.py      the traced graph, without weights
-tensors.py    the weights, read from store and source as the file is written
-pack.py       store codes to `MatMulNBits` tensors
-save.py       the file, one tensor in memory at a time
-runner.py     the artefact in ONNX Runtime
-unpack.py     reads the weights back; shares no code with the rest
+exporter.py      the exporter: options, refusals, bytes; imports neither torch nor onnx
+operators.py     which operator holds what a quantization method makes
+nbits/           `MatMulNBits`: integer codes
+bnb4/            `MatMulBnb4`: NF4
+layers.py        modules that stand in for linear layers while the model is traced
+placeholders.py  their parameters, which occupy no memory
+graph.py         the traced graph, without weights
+tensors.py       the weights, read from store and source as the file is written
+save.py          the file, one tensor in memory at a time
+runner.py        the artefact in ONNX Runtime
+unpack.py        reads the weights back; shares no code with the rest
 """
 
 from asvd_q_exporters.onnx.exporter import OnnxExporter, OnnxOptions

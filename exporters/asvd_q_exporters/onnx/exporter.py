@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from asvd_q.artefact import ParityBounds, Refusal
 from asvd_q.plan import FLOAT_BYTES
-from asvd_q_exporters.onnx.layout import BLOCK_SIZES, nbits_layout
+from asvd_q_exporters.onnx.operators import OPERATORS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from asvd_q_exporters.onnx.runner import OnnxRunner
 
 __all__ = ["OnnxExporter", "OnnxOptions"]
-
-_METHODS = ("rtn", "gptq")
-"""Methods whose result is integer codes on an affine grid, which is what `MatMulNBits` holds."""
 
 
 class OnnxOptions(BaseModel):
@@ -65,25 +62,25 @@ class OnnxExporter:
         self.float_type: FloatType | None = chosen.dtype
 
     def can_express(self, plan: Plan) -> list[Refusal]:
-        """Methods without integer codes, groups in act order, and sizes that no block has."""
+        """Methods without an operator, and what each operator cannot hold."""
         return [
             refusal
             for layer in plan
-            for slot, (_, columns) in layer.slot_shapes().items()
+            for slot, shape in layer.slot_shapes().items()
             if (spec := layer.quantization[slot]) is not None
-            if (refusal := _refusal(layer.name, spec, columns)) is not None
+            if (refusal := self._refusal(layer.name, shape, spec)) is not None
         ]
 
     def stored_bytes(self, layer: LayerPlan) -> int:
         """Bytes of the layer's initializers, without bias."""
-        scale_bytes = FLOAT_BYTES[self.options.dtype]
+        dtype = self.options.dtype
         total = 0
         for slot, shape in layer.slot_shapes().items():
             spec = layer.quantization[slot]
             if spec is None:
-                total += shape[0] * shape[1] * scale_bytes
+                total += shape[0] * shape[1] * FLOAT_BYTES[dtype]
             else:
-                total += nbits_layout(shape, spec, scale_bytes).nbytes(scale_bytes)
+                total += OPERATORS[spec.method].stored_bytes(shape, spec, dtype)
         return total
 
     def write(self, store: Store, folder: Path) -> None:
@@ -118,29 +115,15 @@ class OnnxExporter:
 
         yield from read_layers(folder)
 
-
-def _refusal(layer: str, spec: QuantSpec, columns: int) -> Refusal | None:
-    if spec.method not in _METHODS:
-        return Refusal(
-            layer,
-            f"ONNX Runtime's MatMulNBits cannot hold the codes of {spec.method}",
-            f"quantize it with {' or '.join(_METHODS)}",
-        )
-    if spec.permutes(columns):
-        return Refusal(
-            layer,
-            "its columns are grouped in act order, which ONNX Runtime's MatMulNBits cannot read",
-            "set static_groups: true beside act_order, or export it with gptq",
-        )
-    group = spec.group_width(columns)
-    if group < columns and group not in BLOCK_SIZES:
-        nearest = min(BLOCK_SIZES, key=lambda size: abs(size - group))
-        return Refusal(
-            layer,
-            f"ONNX Runtime's MatMulNBits has no blocks of {group} columns",
-            f"use group_size {nearest} (16, 32, 64, 128, 256 and -1 work)",
-        )
-    return None
+    def _refusal(self, layer: str, shape: tuple[int, int], spec: QuantSpec) -> Refusal | None:
+        operator = OPERATORS.get(spec.method)
+        if operator is None:
+            return Refusal(
+                layer,
+                f"ONNX Runtime has no operator for what {spec.method} makes",
+                f"quantize it with {' or '.join(OPERATORS)}",
+            )
+        return operator.refusal(layer, shape, spec)
 
 
 def _bounds(options: OnnxOptions) -> ParityBounds:
@@ -149,7 +132,8 @@ def _bounds(options: OnnxOptions) -> ParityBounds:
     Level 0 or 1 in float32 agrees to 7e-7 (KL 3e-12) whatever the bits, so its bounds leave room
     for deeper models only. In float16 5e-4 (KL 2e-6). Level 4 rounds activations to int8, in
     blocks as wide as the scales': 0.7e-2 at block 32 to 1.3e-2 at one scale per row (KL 2e-4 to
-    8e-4, agreement 0.965 and more), and 3.4e-2 on random weights.
+    8e-4, agreement 0.965 and more), and 3.4e-2 on random weights. NF4 is computed in float32
+    whatever the level.
     """
     if options.accuracy_level == 4:
         return ParityBounds(relative_error=5e-2, kl=1e-2, agreement=0.93)

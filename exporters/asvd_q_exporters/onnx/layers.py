@@ -1,7 +1,7 @@
 """Modules that stand in for linear layers while the model is traced.
 
-Their weights are placeholders without memory: a single element, expanded. Names and shapes are
-those of the file's initializers.
+Their weights are placeholders without memory. Names and shapes are those of the file's
+initializers. Those for quantized matrices are in their operators' folders.
 """
 
 from __future__ import annotations
@@ -10,14 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from asvd_q.plan import LayerPlan, QuantSpec
-from asvd_q_exporters.onnx.layout import NBitsLayout, nbits_layout
+from asvd_q_exporters.onnx.operators import OPERATORS
+from asvd_q_exporters.onnx.placeholders import placeholder
 
-__all__ = ["FloatLinear", "LowRank", "NBitsLinear", "TiedHead", "placeholder", "stand_in"]
-
-
-def placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
-    """A parameter of that shape which occupies one element."""
-    return nn.Parameter(torch.zeros((), dtype=dtype).expand(shape), requires_grad=False)
+__all__ = ["FloatLinear", "LowRank", "TiedHead", "stand_in"]
 
 
 class FloatLinear(nn.Module):
@@ -30,43 +26,6 @@ class FloatLinear(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         output = torch.matmul(hidden_states, self.weight)
-        return output if self.bias is None else output + self.bias
-
-
-class NBitsLinear(nn.Module):
-    """The same with W as integer codes: one `MatMulNBits`."""
-
-    def __init__(
-        self, layout: NBitsLayout, bias: bool, dtype: torch.dtype, accuracy_level: int
-    ) -> None:
-        super().__init__()
-        self.layout = layout
-        self.accuracy_level = accuracy_level
-        self.codes = placeholder(layout.codes_shape, torch.uint8)
-        self.scales = placeholder(layout.scales_shape, dtype)
-        self.zero_points = (
-            placeholder(layout.zero_points_shape, torch.uint8) if layout.zero_points else None
-        )
-        self.bias = placeholder((layout.rows,), dtype) if bias else None
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        inputs = [hidden_states, self.codes, self.scales]
-        if self.zero_points is not None:
-            inputs.append(self.zero_points)
-        output = torch.onnx.ops.symbolic(
-            "com.microsoft::MatMulNBits",
-            inputs,
-            {
-                "K": self.layout.columns,
-                "N": self.layout.rows,
-                "bits": self.layout.bits,
-                "block_size": self.layout.block,
-                "accuracy_level": self.accuracy_level,
-            },
-            dtype=hidden_states.dtype,
-            shape=(*hidden_states.shape[:-1], self.layout.rows),
-            version=1,
-        )
         return output if self.bias is None else output + self.bias
 
 
@@ -111,8 +70,9 @@ def stand_in(layer: LayerPlan, bias: bool, dtype: torch.dtype, accuracy_level: i
     def matrix(shape: tuple[int, int], spec: QuantSpec | None, bias: bool) -> nn.Module:
         if spec is None:
             return FloatLinear(shape, bias, dtype)
-        layout = nbits_layout(shape, spec, dtype.itemsize)
-        return NBitsLinear(layout, bias, dtype, accuracy_level)
+        return OPERATORS[spec.method].linear(
+            shape, spec, bias=bias, dtype=dtype, accuracy_level=accuracy_level
+        )
 
     shapes, specs = layer.slot_shapes(), layer.quantization
     if layer.form == "dense":

@@ -13,7 +13,8 @@ from asvd_q.errors import ExportError
 from asvd_q.models import SourceModel
 from asvd_q.plan import LayerPlan, Slot
 from asvd_q.store import Store
-from asvd_q_exporters.onnx.layers import FloatLinear, TiedHead, placeholder, stand_in
+from asvd_q_exporters.onnx.layers import FloatLinear, TiedHead, stand_in
+from asvd_q_exporters.onnx.placeholders import placeholder
 
 __all__ = ["Origin", "Skeleton", "build_skeleton"]
 
@@ -25,7 +26,7 @@ class Origin:
     """Where the values of one parameter come from.
 
     Attributes:
-        part: "codes", "scales" or "zero_points" of a quantized matrix; "tensor" otherwise.
+        part: of a quantized matrix, as its operator names it ("codes"); "tensor" otherwise.
         layer: the stored layer, with `slot`; None for a tensor of the source model.
         tensor: name in the source model, when `layer` is None.
         transposed: whether the file holds the transpose of what is stored.

@@ -7,10 +7,8 @@ from torch import Tensor
 
 from asvd_q.errors import ExportError
 from asvd_q.plan import LayerPlan
-from asvd_q.quantization import QuantizedWeight
 from asvd_q.store import Store, StoredLayer
-from asvd_q_exporters.onnx.layout import nbits_layout
-from asvd_q_exporters.onnx.pack import pack_codes, pack_scales, pack_zero_points
+from asvd_q_exporters.onnx.operators import OPERATORS
 from asvd_q_exporters.onnx.skeleton import Origin
 
 __all__ = ["TensorReader"]
@@ -32,7 +30,8 @@ class TensorReader:
         """One tensor, contiguous.
 
         Raises:
-            ExportError: values outside the range of the file's type, or codes in act order.
+            ExportError: values outside the range of the file's type, or what the operator cannot
+                hold.
         """
         if origin.layer is not None:
             tensor = self._from_store(origin.layer, origin)
@@ -50,22 +49,15 @@ class TensorReader:
         weight = self._layer(layer.name).weights[origin.slot]
         if origin.part == "tensor":
             return weight.dequantize(self._dtype)
-        if not isinstance(weight, QuantizedWeight):
-            raise ExportError(f"{layer.name}: its store holds no integer codes")
-        if weight.permutation is not None:
-            raise ExportError(
-                f"{layer.name}: its columns are grouped in act order, which ONNX Runtime's "
-                "MatMulNBits cannot read; quantize it without act order"
-            )
-        layout = nbits_layout(weight.shape, weight.spec, self._dtype.itemsize)
-        if origin.part == "codes":
-            return pack_codes(weight, layout)
-        if origin.part == "scales":
-            return pack_scales(weight, layout, self._dtype)
-        return pack_zero_points(weight, layout)
+        spec = layer.quantization[origin.slot]
+        assert spec is not None
+        try:
+            return OPERATORS[spec.method].tensor(weight, origin.part, self._dtype)
+        except ValueError as error:
+            raise ExportError(f"{layer.name}: {error}") from error
 
     def _layer(self, name: str) -> StoredLayer:
-        """Codes, scales and zero points of one layer are asked for in a row: it is read once."""
+        """The parts of one layer are asked for in a row: it is read once."""
         if self._recent is None or self._recent.record.name != name:
             self._recent = None
             self._recent = self._store.layer(name)

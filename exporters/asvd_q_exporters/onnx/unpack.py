@@ -1,15 +1,13 @@
 """Reads an ONNX artefact's weights with numpy and the ONNX protobuf alone.
 
-Written from the operator's specification, and shares no code with the exporter on purpose: what
+Written from the operators' specifications, and shares no code with the exporter on purpose: what
 both agree on is in the bytes.
-
-Source: onnxruntime, docs/ContribOperators.md, "com.microsoft.MatMulNBits".
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +19,21 @@ from onnx import numpy_helper
 from asvd_q.artefact import METADATA_FILE, read_metadata
 from asvd_q.errors import ArtefactError, first_line
 from asvd_q.records import ArtefactMetadata, LayerRecord
+from asvd_q_exporters.onnx.bnb4 import unpack as bnb4
+from asvd_q_exporters.onnx.nbits import unpack as nbits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from asvd_q.plan import QuantSpec, Slot
 
-__all__ = ["read_layers"]
+__all__ = ["READERS", "read_layers"]
+
+READERS: Mapping[str, Callable[..., NDArray[np.float32]]] = {
+    "MatMulNBits": nbits.dequantize,
+    "MatMulBnb4": bnb4.dequantize,
+}
+"""By operator: its attributes, then its inputs after the activations, to float32 (out, in)."""
 
 
 def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
@@ -48,9 +54,9 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
     properties = {entry.key: entry.value for entry in model.metadata_props}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = {
-        node.input[1]: {entry.name: entry.i for entry in node.attribute}
+        node.input[1].rpartition(".")[0]: node
         for node in model.graph.node
-        if node.op_type == "MatMulNBits"
+        if node.op_type in READERS
     }
     shared = json.loads(properties.get("asvd_q.shared", "{}"))
 
@@ -67,18 +73,13 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
             return array(shared[weight]).astype(np.float32)
         if spec is None:
             return array(weight).T.astype(np.float32)
-        attributes = nodes.get(f"{prefix}.codes")
-        if attributes is None:
-            raise ArtefactError(f"{path} has no MatMulNBits node for {prefix}; export it again")
-        zeros = f"{prefix}.zero_points"
+        node = nodes.get(prefix)
+        if node is None:
+            raise ArtefactError(f"{path} has no node with the codes of {prefix}; export it again")
+        attributes = {entry.name: entry.i for entry in node.attribute}
         try:
-            return _dequantize(
-                array(f"{prefix}.codes"),
-                array(f"{prefix}.scales"),
-                array(zeros) if zeros in tensors else None,
-                attributes,
-            ).reshape(shape)
-        except (KeyError, ValueError) as error:
+            return READERS[node.op_type](attributes, *map(array, node.input[1:])).reshape(shape)
+        except (KeyError, TypeError, ValueError) as error:
             raise ArtefactError(f"{path}: {prefix} does not fit its own node") from error
 
     for record in _metadata(folder, properties).layers:
@@ -106,30 +107,3 @@ def _matrices(record: LayerRecord) -> Iterator[tuple[Slot, str, tuple[int, int]]
     else:
         yield "B", f"{record.name}.BLinear", (record.rank, columns)
         yield "A", f"{record.name}.ALinear", (rows, record.rank)
-
-
-def _dequantize(
-    codes: NDArray[np.uint8],
-    scales: NDArray[Any],
-    zero_points: NDArray[np.uint8] | None,
-    attributes: Mapping[str, int],
-) -> NDArray[np.float32]:
-    """W[n, k] = (code − zero point) · scale of the block that k lies in."""
-    rows, columns, bits = attributes["N"], attributes["K"], attributes["bits"]
-    block = attributes["block_size"]
-    blocks = (columns + block - 1) // block
-    q = _unpack(codes.reshape(rows, -1), bits).reshape(rows, blocks, block).astype(np.float32)
-    if zero_points is None:
-        q -= np.float32(2 ** (bits - 1))
-    else:
-        zeros = _unpack(zero_points.reshape(rows, -1), bits)[:, :blocks]
-        q -= zeros.astype(np.float32)[:, :, None]
-    q *= scales.reshape(rows, blocks, 1).astype(np.float32)
-    return q.reshape(rows, blocks * block)[:, :columns]
-
-
-def _unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """(rows, bytes) to (rows, codes): the first code in the lowest bits of a byte."""
-    offsets = np.arange(0, 8, bits, dtype=np.uint8)
-    mask = np.uint8(2**bits - 1)
-    return ((packed[:, :, None] >> offsets) & mask).reshape(packed.shape[0], -1)

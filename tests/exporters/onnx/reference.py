@@ -1,11 +1,15 @@
-"""Logits of a store from transformers alone, and small helpers around them."""
+"""Logits of a store from transformers alone, single operators, and small helpers around them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import torch
+from onnx import helper, numpy_helper
 from torch import Tensor
 
 from asvd_q.store import Store
@@ -51,3 +55,30 @@ def empty_past(session: Any, batch: int) -> dict[str, np.ndarray[Any, Any]]:
         for one in session.get_inputs()
         if one.name.startswith("past_key_values.")
     }
+
+
+def run_operator(
+    name: str, attributes: Mapping[str, int], weights: Sequence[np.ndarray[Any, Any]], x: Tensor
+) -> Tensor:
+    """x Wᵀ from one operator of ONNX Runtime whose weight inputs are initializers."""
+    names = [f"weight{index}" for index in range(len(weights))]
+    node = helper.make_node(name, ["x", *names], ["y"], domain="com.microsoft", **attributes)
+    kind = helper.np_dtype_to_tensor_dtype(x.numpy().dtype)
+    leading = [None] * (x.dim() - 1)
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info("x", kind, [*leading, attributes["K"]])],
+        [helper.make_tensor_value_info("y", kind, [*leading, attributes["N"]])],
+        [numpy_helper.from_array(*pair) for pair in zip(weights, names, strict=True)],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    onnx.checker.check_model(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    (y,) = session.run(None, {"x": x.numpy()})
+    return torch.from_numpy(y)

@@ -17,7 +17,7 @@ from asvd_q_exporters.onnx import OnnxOptions
 from tests.exporters.onnx.conftest import Export, export
 
 
-@pytest.mark.parametrize("name", ["mixed", "tied"])
+@pytest.mark.parametrize("name", ["mixed", "tied", "nf4_export"])
 def test_the_unpacker_recovers_every_stored_matrix(
     name: str, request: pytest.FixtureRequest
 ) -> None:
@@ -31,7 +31,7 @@ def test_the_unpacker_recovers_every_stored_matrix(
             assert torch.equal(matrices[slot], weight.dequantize()), (layer.record.name, slot)
 
 
-@pytest.mark.parametrize("name", ["mixed", "tied"])
+@pytest.mark.parametrize("name", ["mixed", "tied", "nf4_export"])
 def test_stored_bytes_are_those_of_the_initializers(
     name: str, request: pytest.FixtureRequest
 ) -> None:
@@ -72,7 +72,7 @@ def test_symmetric_codes_carry_no_zero_points(mixed: Export) -> None:
     assert "model.layers.0.self_attn.v_proj.ALinear.zero_points" in names
 
 
-@pytest.mark.parametrize("name", ["mixed", "tied"])
+@pytest.mark.parametrize("name", ["mixed", "tied", "nf4_export"])
 def test_the_checker_accepts_the_model(name: str, request: pytest.FixtureRequest) -> None:
     made: Export = request.getfixturevalue(name)
     onnx.checker.check_model(str(made.folder / "model.onnx"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import cast
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from asvd_q.plan import LayerPlan, Plan, QuantSpec
 from asvd_q.quantization import QuantizedWeight
 from asvd_q.store import Store, StoredLayer
 from asvd_q_exporters.onnx import OnnxExporter, OnnxOptions
+from asvd_q_exporters.onnx.operators import OPERATORS, Operator
 from tests.exporters.onnx.conftest import Export
 
 
@@ -33,10 +35,37 @@ def test_a_group_that_no_block_has_is_refused() -> None:
     assert OnnxExporter().can_express(plan(QuantSpec(group_size=100))) == []  # a single group
 
 
-def test_a_method_without_integer_codes_is_refused() -> None:
-    (refusal,) = OnnxExporter().can_express(plan(QuantSpec(method="nf4", bits=4)))
+def test_a_method_without_an_operator_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(cast(dict[str, Operator], OPERATORS), "nf4")
+    (refusal,) = OnnxExporter().can_express(plan(QuantSpec(method="nf4")))
     assert "nf4" in refusal.reason
+    assert "rtn or gptq" in refusal.instead
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("shape", [(64, 96), (7, 33), (1, 1)])
+def test_nf4_in_blocks_of_32_to_256_is_accepted_in_any_shape(
+    shape: tuple[int, int], double: bool
+) -> None:
+    for block in (32, 64, 128, 256):
+        spec = QuantSpec(method="nf4", group_size=block, double_quant=double)
+        assert OnnxExporter().can_express(plan(spec, shape)) == []
+
+
+@pytest.mark.parametrize("block", [512, 1024, 2048, 4096])
+def test_wider_blocks_of_nf4_are_refused(block: int) -> None:
+    (refusal,) = OnnxExporter().can_express(plan(QuantSpec(method="nf4", group_size=block)))
+    assert refusal.layer == "layers.0.q"
+    assert f"blocks of {block} weights" in refusal.reason
+    assert "group_size 256 (32, 64, 128, 256 work)" in refusal.instead
+
+
+def test_nf4_beyond_what_the_runtime_counts_is_refused() -> None:
+    spec = QuantSpec(method="nf4", group_size=64)
+    (refusal,) = OnnxExporter().can_express(plan(spec, (2**16, 2**15)))
+    assert "65536 × 32768" in refusal.reason
     assert "rtn" in refusal.instead
+    assert OnnxExporter().can_express(plan(spec, (2**16, 2**15 - 1))) == []
 
 
 def test_groups_in_act_order_are_refused_before_anything_is_computed() -> None:
@@ -69,9 +98,10 @@ def test_asking_loads_neither_torch_nor_onnx() -> None:
         "from asvd_q.plan import LayerPlan, Plan, QuantSpec\n"
         "layer = LayerPlan(name='a', kind='a', block=0, shape=(8, 64),\n"
         "                  quantization={'weight': QuantSpec(bits=4)})\n"
+        "nf4 = layer.model_copy(update={'quantization': {'weight': QuantSpec(method='nf4')}})\n"
         "exporter = OnnxExporter()\n"
-        "exporter.can_express(Plan(float_type='float32', layers=(layer,)))\n"
-        "exporter.stored_bytes(layer)\n"
+        "exporter.can_express(Plan(float_type='float32', layers=(layer, nf4)))\n"
+        "exporter.stored_bytes(layer), exporter.stored_bytes(nf4)\n"
         "print(sorted({'torch', 'onnx', 'onnxruntime', 'transformers'} & set(sys.modules)))\n"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -14,10 +14,11 @@ from tests.exporters.onnx.reference import (
     relative,
     tokens,
 )
+from tests.quantization.nf4_reference import nf4
 from tests.support import WREN, SourceModel, hand_made_store
 
 
-@pytest.mark.parametrize("name", ["mixed", "tied"])
+@pytest.mark.parametrize("name", ["mixed", "tied", "nf4_export"])
 def test_prefill_and_cached_steps_give_the_reference_logits(
     name: str, request: pytest.FixtureRequest
 ) -> None:
@@ -101,3 +102,22 @@ def test_a_real_model_stays_within_the_bounds(
     assert relative(found, expected) <= bounds.relative_error
     assert (log_p.exp() * (log_p - log_q)).sum(-1).mean() <= bounds.kl
     assert (log_p.argmax(-1) == log_q.argmax(-1)).double().mean() >= bounds.agreement
+
+
+@pytest.mark.slow
+def test_nf4_factors_of_a_real_model_give_the_reference_logits(tmp_path) -> None:
+    source = SourceModel.open(str(WREN))
+    store = hand_made_store(tmp_path / "store", source, lambda *_: (64, nf4(64, double=True)))
+    made = export(store, tmp_path / "onnx", OnnxOptions())
+    for name, matrices in made.exporter.read(made.folder):
+        for slot, weight in store.layer(name).weights.items():
+            assert torch.equal(matrices[slot], weight.dequantize())
+    text = "Once there was a little bird who lived in a tall tree. Every day she sang. " * 4
+    ids = source.tokenizer(text, return_tensors="pt").input_ids
+    runner = made.exporter.open(made.folder)
+    logits, cache = runner.forward(ids[:, :-8])
+    parts = [logits]
+    for token in ids[:, -8:].split(1, dim=1):
+        logits, cache = runner.forward(token, cache)
+        parts.append(logits)
+    assert relative(torch.cat(parts, dim=1), reference_logits(store, ids)) < 1e-5

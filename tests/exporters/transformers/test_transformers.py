@@ -22,6 +22,7 @@ from asvd_q.plan import LayerPlan, Plan, QuantSpec, Slot
 from asvd_q.store import StoredLayer
 from asvd_q_exporters._checkpoint import write_checkpoint
 from asvd_q_exporters._safetensors import Group, TensorSpec, write_safetensors
+from asvd_q_exporters.onnx import OnnxExporter
 from asvd_q_exporters.transformers import TransformersExporter, TransformersOptions
 from asvd_q_exporters.transformers.write import float_format
 from tests.exporters.checkpoints import (
@@ -37,6 +38,7 @@ from tests.models.test_modeling import FAMILIES
 from tests.support import WREN, hand_made_store, tiny_llama
 
 INT4 = QuantSpec(bits=4, group_size=32)
+NF4 = QuantSpec(method="nf4")
 
 
 def half(name: str, shape: tuple[int, int]) -> tuple[int | None, QuantSpec | None]:
@@ -295,6 +297,15 @@ def test_codes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(ExportError, match=r"layers\.0\.mlp\.up_proj"):
         exporter.write(store, tmp_path / "out")
+
+
+def test_nf4_is_sent_to_the_format_that_holds_it() -> None:
+    layer = LayerPlan(name="q", kind="q", block=0, shape=(64, 64), quantization={"weight": NF4})
+    plan = Plan(float_type="float32", layers=(layer,))
+    (refusal,) = TransformersExporter().can_express(plan)
+    assert "nf4" in refusal.reason
+    assert refusal.instead == "export it with onnx"
+    assert OnnxExporter().can_express(plan) == []
 
 
 def test_mixed_layers_count_their_float_part() -> None:

@@ -1,20 +1,18 @@
-"""Single matrices: packing against ONNX Runtime's operator and against the unpacker."""
+"""Single matrices of integer codes: packing against `MatMulNBits` and against the unpacker."""
 
 from __future__ import annotations
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from asvd_q.plan import QuantSpec
 from asvd_q.quantization import QuantizedWeight, quantize
-from asvd_q_exporters.onnx.layout import container_bits, nbits_layout
-from asvd_q_exporters.onnx.pack import pack_bits, pack_codes, pack_scales, pack_zero_points
-from asvd_q_exporters.onnx.unpack import _dequantize
+from asvd_q_exporters.onnx.nbits.layout import container_bits, nbits_layout
+from asvd_q_exporters.onnx.nbits.pack import nbits_tensor, pack_bits
+from asvd_q_exporters.onnx.nbits.unpack import dequantize
+from tests.exporters.onnx.reference import relative, run_operator
 
 
 def made(bits: int, group: int, symmetric: bool, shape: tuple[int, int]) -> QuantizedWeight:
@@ -28,9 +26,8 @@ def made(bits: int, group: int, symmetric: bool, shape: tuple[int, int]) -> Quan
 
 def packed(weight: QuantizedWeight) -> tuple[dict[str, int], list[Tensor]]:
     layout = nbits_layout(weight.shape, weight.spec, 4)
-    tensors = [pack_codes(weight, layout), pack_scales(weight, layout, torch.float32)]
-    if layout.zero_points:
-        tensors.append(pack_zero_points(weight, layout))
+    parts = ["codes", "scales", "zero_points"][: 3 if layout.zero_points else 2]
+    tensors = [nbits_tensor(weight, part, torch.float32) for part in parts]
     assert sum(tensor.nbytes for tensor in tensors) == layout.nbytes(4)
     attributes = {
         "N": layout.rows,
@@ -56,31 +53,10 @@ def test_runtime_and_unpacker_read_the_stored_matrix(
     weight = made(bits, group, symmetric, shape)
     attributes, tensors = packed(weight)
     arrays = [tensor.numpy() for tensor in tensors]
-    zeros = arrays[2] if len(arrays) > 2 else None
-    assert np.array_equal(_dequantize(arrays[0], arrays[1], zeros, attributes), weight.dequantize())
-
-    names = ["x", "codes", "scales", "zero_points"][: 1 + len(arrays)]
-    node = helper.make_node("MatMulNBits", names, ["y"], domain="com.microsoft", **attributes)
-    graph = helper.make_graph(
-        [node],
-        "one",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, shape[1]])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, shape[0]])],
-        [
-            numpy_helper.from_array(array, name)
-            for name, array in zip(names[1:], arrays, strict=True)
-        ],
-    )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    assert np.array_equal(dequantize(attributes, *arrays), weight.dequantize())
     x = torch.randn(3, shape[1], generator=torch.Generator().manual_seed(0))
-    (y,) = session.run(None, {"x": x.numpy()})
-    expected = x @ weight.dequantize().T
-    assert (torch.from_numpy(y) - expected).norm() / expected.norm() < 1e-5
-    assert onnx.checker.check_model(model) is None
+    found = run_operator("MatMulNBits", attributes, arrays, x)
+    assert relative(found, x @ weight.dequantize().T) < 1e-5
 
 
 def test_codes_are_packed_low_bits_first() -> None:

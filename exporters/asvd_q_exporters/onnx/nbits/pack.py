@@ -5,10 +5,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from asvd_q.quantization import QuantizedWeight
-from asvd_q_exporters.onnx.layout import NBitsLayout
+from asvd_q.quantization import QuantizedWeight, StoredWeight
+from asvd_q_exporters.onnx.nbits.layout import NBitsLayout, nbits_layout
 
-__all__ = ["pack_bits", "pack_codes", "pack_scales", "pack_zero_points"]
+__all__ = ["nbits_tensor", "pack_bits", "pack_codes", "pack_scales", "pack_zero_points"]
+
+
+def nbits_tensor(weight: StoredWeight, part: str, dtype: torch.dtype) -> Tensor:
+    """One of the operator's tensors.
+
+    Args:
+        part: "codes", "scales" or "zero_points".
+        dtype: of the scales.
+
+    Raises:
+        ValueError: no integer codes, or codes in act order.
+    """
+    if not isinstance(weight, QuantizedWeight):
+        raise ValueError("its store holds no integer codes")
+    if weight.permutation is not None:
+        raise ValueError(
+            "its columns are grouped in act order, which ONNX Runtime's MatMulNBits cannot read; "
+            "quantize it without act order"
+        )
+    layout = nbits_layout(weight.shape, weight.spec, dtype.itemsize)
+    if part == "codes":
+        return pack_codes(weight, layout)
+    if part == "scales":
+        return pack_scales(weight, layout, dtype)
+    return pack_zero_points(weight, layout)
 
 
 def pack_codes(weight: QuantizedWeight, layout: NBitsLayout) -> Tensor:

@@ -1,0 +1,66 @@
+"""What `MatMulNBits` can hold. Heavy modules are imported where they are used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from asvd_q.artefact import Refusal
+from asvd_q.plan import FLOAT_BYTES
+from asvd_q_exporters.onnx.nbits.layout import BLOCK_SIZES, nbits_layout
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from asvd_q.plan import FloatType, QuantSpec
+    from asvd_q.quantization import StoredWeight
+
+__all__ = ["MatMulNBits"]
+
+
+class MatMulNBits:
+    """An `asvd_q_exporters.onnx.operators.Operator`."""
+
+    def refusal(self, layer: str, shape: tuple[int, int], spec: QuantSpec) -> Refusal | None:
+        """Groups in act order, and sizes that no block has."""
+        columns = shape[1]
+        if spec.permutes(columns):
+            return Refusal(
+                layer,
+                "its columns are grouped in act order, which ONNX Runtime's MatMulNBits cannot "
+                "read",
+                "set static_groups: true beside act_order, or export it with gptq",
+            )
+        group = spec.group_width(columns)
+        if group < columns and group not in BLOCK_SIZES:
+            nearest = min(BLOCK_SIZES, key=lambda size: abs(size - group))
+            return Refusal(
+                layer,
+                f"ONNX Runtime's MatMulNBits has no blocks of {group} columns",
+                f"use group_size {nearest} (16, 32, 64, 128, 256 and -1 work)",
+            )
+        return None
+
+    def stored_bytes(self, shape: tuple[int, int], spec: QuantSpec, dtype: FloatType) -> int:
+        """Codes, scales in the activations' type, and zero points."""
+        scale_bytes = FLOAT_BYTES[dtype]
+        return nbits_layout(shape, spec, scale_bytes).nbytes(scale_bytes)
+
+    def linear(
+        self,
+        shape: tuple[int, int],
+        spec: QuantSpec,
+        *,
+        bias: bool,
+        dtype: torch.dtype,
+        accuracy_level: int,
+    ) -> nn.Module:
+        from asvd_q_exporters.onnx.nbits.linear import NBitsLinear
+
+        layout = nbits_layout(shape, spec, dtype.itemsize)
+        return NBitsLinear(layout, bias, dtype, accuracy_level)
+
+    def tensor(self, weight: StoredWeight, part: str, dtype: torch.dtype) -> Tensor:
+        from asvd_q_exporters.onnx.nbits.pack import nbits_tensor
+
+        return nbits_tensor(weight, part, dtype)
