@@ -18,7 +18,7 @@ __all__ = ["BASE", "RANK_MULTIPLE", "Case", "CasePoint", "compute_all", "merged"
 BASE: dict[str, Any] = {
     "calibration": {"sequential": True},
     "decompose": {"scaling": "whitening", "refit": True},
-    "quantize": {"refit": True, "group_size": 32},
+    "quantize": {"refit": True, "clip": "mse", "group_size": 32},
 }
 """What the recipes do, with groups that fit a model of this size."""
 

@@ -49,8 +49,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dense-not-refitted": {"quantize": {"refit": False}},
     "not-refitted": _NO_REFIT,
     "not-sequential": _NO_REFIT | {"calibration": {"sequential": False}},
+    "minmax": {"quantize": {"clip": "minmax"}},
+    "act-order": {"quantize": {"act_order": True, "static_groups": True}},
+    "asymmetric": {"quantize": {"symmetric": False}},
 }
-"""Name → what differs from the default. Nothing of it changes what is stored by a byte."""
+"""Name → what differs from the default. Of all these only asymmetric codes take more bytes."""
 
 
 def sections_of(case: Case, ranks: Mapping[str, int]) -> dict[str, Any]:
