@@ -26,7 +26,8 @@ class OnnxOptions(BaseModel):
     """Options of the ONNX format.
 
     Attributes:
-        dtype: of activations, scales, float matrices, and the key-value cache.
+        dtype: of activations, scales, float matrices, and the key-value cache; the scales of NF4
+            are float32 always.
         accuracy_level: of `MatMulNBits`. 4 multiplies with activations rounded to int8; 0 and 1
             compute in float32, where 2 and 8 bits are slower by two orders of magnitude.
         opset: of the standard operators.

@@ -74,6 +74,14 @@ def test_the_runtime_multiplies_in_float32(block: int) -> None:
         assert relative(found.double(), x.double() @ expected.double().T) < 1e-6
 
 
+@pytest.mark.parametrize("block", [512, 4096])
+def test_the_runtime_has_none_of_the_blocks_that_are_refused(block: int) -> None:
+    shape, spec = (4, 4096), nf4(block)
+    tensors = tensors_of(weights(shape, "normal"), spec)
+    with pytest.raises(Exception, match="only block size 16, 32, 64, 128, 256 are supported"):
+        run_operator("MatMulBnb4", attributes_of(shape, spec), tensors, torch.ones(1, 4096))
+
+
 def test_the_first_code_of_a_byte_is_in_its_high_half() -> None:
     attributes = {"N": 1, "K": 3, "block_size": 32, "quant_type": 1}
     packed, absmax = np.array([0xF0, 0x70], dtype=np.uint8), np.array([2.0], dtype=np.float32)
