@@ -64,9 +64,9 @@ class SearchSection(Section):
     """Kept ratios that exact and stable_rank try; fast and hybrid have every multiple of
     decompose.rank_multiple."""
 
-    candidates_per_batch: Count = 4
-    """Candidates that exact and hybrid carry through the model together; more needs more
-    memory."""
+    candidates_per_batch: Count = 1
+    """Candidates that exact and hybrid carry through the model together: more needs more memory,
+    is faster on a GPU and slower on a CPU."""
 
     verify: Bool = True
     """Measure the model with all chosen layers truncated together, at this target and around

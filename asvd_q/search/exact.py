@@ -34,7 +34,7 @@ def exact_losses(
     *,
     metric: Metric = "perplexity",
     batch_size: int,
-    candidates_per_batch: int = 4,
+    candidates_per_batch: int = 1,
     folder: Path | None = None,
     known: Mapping[str, Mapping[int, float]] | None = None,
     on_layer: Callable[[str, dict[int, float]], None] = lambda name, losses: None,

@@ -91,7 +91,9 @@ def fast_losses(
             wanted = [weight for weight in weights if weight.block == index]
             names = {weight.name for weight in wanted}
             sites = find_sites(model, block, index, inputs[0][:1], names)
-            with decomposing(model, block, index, sites, wanted, section, fisher) as spectra:
+            with decomposing(
+                model, block, index, sites, wanted, section, fisher, torch.float32
+            ) as spectra:
                 yield
             bases.put(index, {name: found.left for name, found in spectra.items()})
 
@@ -109,40 +111,46 @@ def fast_losses(
     found: dict[str, Tensor] = {}
     for index in reversed(range(len(model))):
         block = model.load_block(index)
-        with _Projections(block, model.skeleton.block_name(index), bases.take(index)) as probe:
+        with _Projections(
+            block, model.skeleton.block_name(index), bases.take(index), labels == "corpus"
+        ) as probe:
             backward_through_block(model, block, index, inputs.pop(), gradients, probe)
-        found |= probe.result(predicted, first_order=labels == "corpus")
+        found |= probe.result(predicted)
         del block
         progress("sensitivity", total - index, total)
     return {weight.name: found[weight.name] for weight in weights if weight.name in found}
 
 
 class _Loss:
-    """The summed next-token loss of a batch."""
+    """The summed next-token loss of a window."""
 
     def __init__(self, batches: Sequence[Tensor], labels: Labels, seed: int) -> None:
         self._batches = batches
         self._labels = labels
         self._generator = torch.Generator().manual_seed(seed)
 
-    def __call__(self, position: int, logits: Tensor) -> Tensor:
-        logits = logits[:, :-1].float()
+    def __call__(self, position: int, number: int, logits: Tensor) -> Tensor:
+        logits = logits[:-1].float()
         if self._labels == "corpus":
-            labels = self._batches[position][:, 1:].to(logits.device)
+            labels = self._batches[position][number, 1:].to(logits.device)
         else:
-            labels = torch.stack([self._draw(window.detach()) for window in logits])
-        return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
-
-    def _draw(self, logits: Tensor) -> Tensor:
-        """One token per position (tokens,)."""
-        return draw_tokens(logits, torch.rand(len(logits), generator=self._generator))
+            numbers = torch.rand(len(logits), generator=self._generator)
+            labels = draw_tokens(logits.detach(), numbers)
+        return nn.functional.cross_entropy(logits, labels, reduction="sum")
 
 
 class _Projections:
     """Catches outputs of a block's layers and sums d and d² over tokens, for every rank."""
 
-    def __init__(self, block: nn.Module, prefix: str, bases: Mapping[str, Tensor]) -> None:
-        """Args: bases: layer → U (out, k)."""
+    def __init__(
+        self, block: nn.Module, prefix: str, bases: Mapping[str, Tensor], first_order: bool
+    ) -> None:
+        """
+        Args:
+            bases: layer → U (out, k).
+            first_order: whether the sum of d counts too.
+        """
+        self._first_order = first_order
         self._modules = {
             name: block.get_submodule(name.removeprefix(prefix + ".")) for name in bases
         }
@@ -193,15 +201,16 @@ class _Projections:
                 d -= offset
             d *= g.to(basis.dtype) @ basis
             d.cumsum_(1)
-            self._first[name] -= d.sum(0)
+            if self._first_order:
+                self._first[name] -= d.sum(0)
             self._second[name] += d.square_().sum(0)
 
-    def result(self, tokens: int, *, first_order: bool) -> dict[str, Tensor]:
+    def result(self, tokens: int) -> dict[str, Tensor]:
         """Layer → (k + 1,), as `fast_losses` returns it; `tokens` is the number of losses."""
         losses: dict[str, Tensor] = {}
         for name in self._modules:
             curve = self._second[name] / 2
-            if first_order:
+            if self._first_order:
                 curve = curve + self._first[name]
             # At the full rank nothing is truncated.
             losses[name] = torch.cat([curve.flip(0) / tokens, curve.new_zeros(1)]).cpu()

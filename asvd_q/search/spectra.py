@@ -101,6 +101,7 @@ def decomposing(
     weights: Sequence[WeightRef],
     section: DecomposeSection,
     fisher: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float64,
 ) -> Iterator[dict[str, Spectrum]]:
     """Collect while the caller runs the block, and decompose its layers when the context ends.
 
@@ -111,6 +112,7 @@ def decomposing(
         sites: of the block.
         weights: its layers to decompose.
         fisher: layer → (in,), for `scaling: fisher`.
+        dtype: see `collecting`.
 
     Yields:
         Layer → spectrum, empty until the context has ended. A layer that no token reaches is
@@ -128,7 +130,7 @@ def decomposing(
         yield found
     else:
         prefix = model.skeleton.block_name(index)
-        with collecting(block, prefix, sites, model.device) as pending:
+        with collecting(block, prefix, sites, model.device, dtype) as pending:
             yield found
     for site in sites:
         collector = pending.pop(site.name, None)

@@ -72,19 +72,24 @@ def backward_through_head(
     model: BlockwiseModel,
     outside: nn.Module,
     hidden: HiddenStates,
-    loss: Callable[[int, Tensor], Tensor],
+    loss: Callable[[int, int, Tensor], Tensor],
     probe: Probe | None = None,
 ) -> None:
-    """Replace what enters the head by the loss' gradient with respect to it, batch by batch.
+    """Replace what enters the head by the loss' gradient with respect to it, window by window.
+
+    Logits of a whole batch can be larger than the model.
 
     Args:
-        loss: position of a batch, its logits (windows, tokens, vocabulary) → scalar.
+        loss: position of a batch, of a window in it, its logits (tokens, vocabulary) → scalar.
     """
     for position in range(len(hidden)):
-        inputs = hidden[position].detach().requires_grad_(True)
-        with torch.enable_grad():
-            value = loss(position, model.logits(outside, inputs))
-        hidden[position] = _gradients(value, None, inputs, probe)
+        found = []
+        for number, window in enumerate(hidden[position].detach().split(1)):
+            inputs = window.requires_grad_(True)
+            with torch.enable_grad():
+                value = loss(position, number, model.logits(outside, inputs)[0])
+            found.append(_gradients(value, None, inputs, probe))
+        hidden[position] = torch.cat(found)
 
 
 def backward_through_block(

@@ -16,6 +16,10 @@ from asvd_q.models.refs import Site
 __all__ = ["DenseInputs", "SiteCollector", "SiteStatistics", "collecting", "collecting_pairs"]
 
 
+_STRIP = 128
+"""Rows of a Gram matrix that are added up together; by symmetry the rest need not be."""
+
+
 @dataclass(frozen=True)
 class DenseInputs:
     """What the dense model feeds a site on the same tokens, as second moments, float64.
@@ -55,10 +59,17 @@ class SiteStatistics:
 
 
 class SiteCollector:
-    """Sums over tokens, in float64 whatever the activations' type."""
+    """Sums over tokens, in float64 whatever the activations' type.
 
-    def __init__(self, site: Site, device: torch.device | str) -> None:
+    Attributes:
+        dtype: of the products of one activation with itself, before they are added up.
+    """
+
+    def __init__(
+        self, site: Site, device: torch.device | str, dtype: torch.dtype = torch.float64
+    ) -> None:
         self.site = site
+        self.dtype = dtype
         self._tokens = 0
         self._abs_sum = torch.zeros(site.features, dtype=torch.float64, device=device)
         self._abs_max = torch.zeros(site.features, dtype=torch.float64, device=device)
@@ -72,7 +83,7 @@ class SiteCollector:
         Raises:
             NumericsError: NaN or infinity in it.
         """
-        inputs = _rows(activation, self.site)
+        inputs = _rows(activation, self.site, self.dtype)
         magnitude = inputs.abs()
         largest = magnitude.amax(0)
         if not torch.isfinite(largest).all():
@@ -81,9 +92,9 @@ class SiteCollector:
                 "this compute_dtype, or its weights are damaged"
             )
         self._tokens += inputs.shape[0]
-        self._abs_sum += magnitude.sum(0)
-        self._abs_max = torch.maximum(self._abs_max, largest)
-        self._products.addmm_(inputs.T, inputs)
+        self._abs_sum += magnitude.sum(0, dtype=torch.float64)
+        self._abs_max = torch.maximum(self._abs_max, largest.double())
+        _add_products(self._products, inputs)
 
     def result(self) -> SiteStatistics:
         """Means over all tokens seen."""
@@ -92,7 +103,7 @@ class SiteCollector:
             tokens=self._tokens,
             abs_mean=self._abs_sum / count,
             abs_max=self._abs_max,
-            gram=self._products / count,
+            gram=_symmetric(self._products) / count,
         )
 
 
@@ -125,29 +136,35 @@ class _Pairs:
                 "quantize.exclude, or set refit to false"
             )
         self.compressed.add(activation)
-        self._gram.addmm_(dense.T, dense)
+        _add_products(self._gram, dense)
         self._cross.addmm_(dense.T, inputs)
 
     def result(self) -> SiteStatistics:
         statistics = self.compressed.result()
         count = max(statistics.tokens, 1)
-        return replace(statistics, dense=DenseInputs(self._gram / count, self._cross / count))
+        gram = _symmetric(self._gram) / count
+        return replace(statistics, dense=DenseInputs(gram, self._cross / count))
 
 
 @contextmanager
 def collecting(
-    module: nn.Module, prefix: str, sites: list[Site], device: torch.device | str
+    module: nn.Module,
+    prefix: str,
+    sites: list[Site],
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float64,
 ) -> Iterator[dict[str, SiteCollector]]:
     """Collect at the given sites whenever `module` runs inside the context.
 
     Args:
         module: a loaded block, or everything outside the blocks.
         prefix: its dotted path in the model, "" for the whole.
+        dtype: of a batch's products; float32 is twice as fast, and enough to rank layers.
 
     Yields:
         Site name → collector.
     """
-    collectors = {site.name: SiteCollector(site, device) for site in sites}
+    collectors = {site.name: SiteCollector(site, device, dtype) for site in sites}
     with _hooked(module, prefix, {name: found.add for name, found in collectors.items()}):
         yield collectors
 
@@ -204,6 +221,18 @@ def _hooked(
             handle.remove()
 
 
-def _rows(activation: Tensor, site: Site) -> Tensor:
-    """An activation (…, in) as (tokens, in), float64."""
-    return activation.detach().reshape(-1, site.features).double()
+def _add_products(total: Tensor, inputs: Tensor) -> None:
+    """Add inputsᵀ inputs, strip by strip and without what lies left of the diagonal's block."""
+    for start in range(0, len(total), _STRIP):
+        strip = inputs[:, start : start + _STRIP]
+        total[start : start + _STRIP, start:] += strip.T @ inputs[:, start:]
+
+
+def _symmetric(total: Tensor) -> Tensor:
+    """The whole matrix of what `_add_products` has added up."""
+    return total.triu() + total.triu(1).T
+
+
+def _rows(activation: Tensor, site: Site, dtype: torch.dtype = torch.float64) -> Tensor:
+    """An activation (…, in) as (tokens, in)."""
+    return activation.detach().reshape(-1, site.features).to(dtype)

@@ -45,9 +45,9 @@ def fisher_information(
     # A window at a time: the square is taken of each window's gradient, not of their sum.
     batches = torch.split(windows, 1)
 
-    def loss(position: int, logits: Tensor) -> Tensor:
+    def loss(position: int, number: int, logits: Tensor) -> Tensor:
         labels = windows[position, 1:].to(logits.device)
-        return torch.nn.functional.cross_entropy(logits[0, :-1].float(), labels)
+        return torch.nn.functional.cross_entropy(logits[:-1].float(), labels)
 
     with model.outside() as outside:
         inputs = keep_inputs(model, outside, batches, folder=folder, progress=progress)

@@ -14,9 +14,11 @@ from asvd_q.models import SourceModel
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.refs import WeightRef
 from asvd_q.recipe import CorpusSection, DecomposeSection
+from asvd_q.search import fast
 from asvd_q.search.exact import exact_losses
-from asvd_q.search.fast import _Loss, fast_losses
+from asvd_q.search.fast import fast_losses
 from asvd_q.statistics.corpora import load_corpus
+from asvd_q.statistics.sampling import draw_tokens
 from asvd_q.statistics.windows import calibration_windows
 from tests.models.families import FAMILIES, plain_model, save_family
 from tests.support import WREN
@@ -86,7 +88,7 @@ def test_prediction_is_its_definition(family: str, batch_size: int, tmp_path: Pa
         assert found[name].shape == curve.shape
         assert found[name][-1] == 0
         error = (found[name] - curve).abs().max() / curve.abs().max()
-        assert float(error) < 1e-4, name
+        assert float(error) < 3e-4, name  # products of the statistics are in float32
 
 
 def test_sampled_labels_leave_the_first_order_term_out(
@@ -94,13 +96,13 @@ def test_sampled_labels_leave_the_first_order_term_out(
 ) -> None:
     folder = save_family("gpt2", tmp_path)
     model, refs = open_model(folder)
-    monkeypatch.setattr(_Loss, "_draw", lambda self, logits: logits.argmax(-1))
+    monkeypatch.setattr(fast, "draw_tokens", lambda logits, numbers: logits.argmax(-1))
     with torch.no_grad():
         labels = plain_model(folder)(WINDOWS, use_cache=False).logits[:, :-1].argmax(-1)
     found = fast_losses(model, WINDOWS, refs, SECTION, labels="sampled", batch_size=2)
     for name, curve in by_autograd(folder, refs, labels, first_order=False).items():
         error = (found[name] - curve).abs().max() / curve.abs().max()
-        assert float(error) < 1e-4, name
+        assert float(error) < 3e-4, name  # products of the statistics are in float32
 
 
 @pytest.mark.parametrize("scaling", ["whitening", "abs_mean", "fisher", "none"])
@@ -142,7 +144,8 @@ def test_sampled_labels_follow_the_seed_and_the_model(tmp_path: Path) -> None:
 
 def test_sampled_labels_have_the_models_distribution() -> None:
     logits = torch.tensor([2.0, 0.0, 1.0, -40.0, 1.5]).repeat(20_000, 1)
-    drawn = _Loss([], "sampled", 3)._draw(logits)
+    numbers = torch.rand(len(logits), generator=torch.Generator().manual_seed(3))
+    drawn = draw_tokens(logits, numbers)
     share = drawn.bincount(minlength=5) / len(drawn)
     torch.testing.assert_close(share, logits[0].softmax(-1), rtol=0, atol=0.01)
     assert share[3] == 0

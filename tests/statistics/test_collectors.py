@@ -48,6 +48,27 @@ def test_statistics_are_those_of_the_plain_models_activations(family: str, tmp_p
         np.testing.assert_allclose(statistics.gram, gram, rtol=0, atol=1e-9 * gram.max())
 
 
+@pytest.mark.parametrize("width", [1, 127, 128, 129, 300])
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float64, 1e-13), (torch.float32, 2e-6)], ids=["double", "single"]
+)
+def test_gram_matrices_of_any_width(width: int, dtype: torch.dtype, error: float) -> None:
+    """They are added up in strips; one channel is a thousand times as large as the others."""
+    inputs = torch.randn(5, 40, width, generator=torch.Generator().manual_seed(width))
+    inputs[..., -1] *= 1000
+    site = Site(name="layer", block=0, modules=("layer",), features=width)
+    collector = SiteCollector(site, "cpu", dtype)
+    for part in inputs:
+        collector.add(part)
+    found = collector.result().gram
+    rows = inputs.reshape(-1, width).double().numpy()
+    expected = torch.from_numpy(rows.T @ rows / len(rows))
+    size = expected.diagonal().sqrt()
+    assert found.dtype == torch.float64
+    assert torch.equal(found, found.T)
+    assert float(((found - expected).abs() / (size[:, None] * size)).max()) < error
+
+
 def test_means_are_over_tokens_whatever_the_batch_size(tmp_path: Path) -> None:
     model = BlockwiseModel(SourceModel.open(str(save_family("llama", tmp_path))))
     whole = collect(model, batch_size=3)
