@@ -43,7 +43,7 @@ METHODS: Mapping[str, Method] = {
             "bits": 4,
             "group_size": 128,
             "symmetric": True,
-            "clip": "minmax",
+            "clip": "mse",
             "act_order": False,
             "static_groups": False,
             "damping": 0.01,

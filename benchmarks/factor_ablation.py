@@ -1,10 +1,11 @@
 """What each choice in quantizing two factors is worth: everything as by default, but for one thing.
 
-Claims: √Σ in both factors quantizes better than Σ in one of them; A fitted to B's codes and
-quantized for the inputs that those give it loses less; so do statistics of the compressed model.
+Claims: Σ in B and a Hadamard rotation of the latent quantize better than √Σ in both factors, which
+quantizes better than Σ in A; A fitted to B's codes and quantized for the inputs that those give it
+loses less; so do statistics of the compressed model, and layers fitted to the dense one's outputs.
 
     python -m benchmarks.factor_ablation --data DIR [--bits 8,4,3] [--kept 1,0.8,0.6]
-                                         [--variants default,u,v] [--method gptq]
+                                         [--variants default,both,u] [--method gptq]
                                          [--json FILE --append] [--cache DIR]
 
 Ranks are those of the default search at each kept ratio, whole multiples of 32; at 1, every layer
@@ -38,11 +39,11 @@ _NO_REFIT: dict[str, Any] = {"decompose": {"refit": False}, "quantize": {"refit"
 
 VARIANTS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
-    "u": {"decompose": {"sigma_split": "u"}},
-    "v": {"decompose": {"sigma_split": "v"}},
-    "hadamard": {"decompose": {"rotation": "hadamard"}},
-    "random": {"decompose": {"rotation": "random"}},
-    "v+hadamard": {"decompose": {"sigma_split": "v", "rotation": "hadamard"}},
+    "both": {"decompose": {"sigma_split": "both", "rotation": "none"}},
+    "u": {"decompose": {"sigma_split": "u", "rotation": "none"}},
+    "v": {"decompose": {"sigma_split": "v", "rotation": "none"}},
+    "both+hadamard": {"decompose": {"sigma_split": "both"}},
+    "both+random": {"decompose": {"sigma_split": "both", "rotation": "random"}},
     "A-as-it-was": {"quantize": {"factors": {"aware": {"refit": False}}}},
     "A-hessian-of-B": {"quantize": {"factors": {"aware": {"latent_gram": False}}}},
     "unaware": {"quantize": {"factors": {"aware": {"refit": False, "latent_gram": False}}}},

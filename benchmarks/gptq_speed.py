@@ -116,6 +116,7 @@ def main() -> None:
         group_size=options.group,
         symmetric=not options.asymmetric,
         act_order=options.act_order,
+        clip="minmax",
     )
     points = [measure(shape, spec, options.rounds) for shape in _shapes(options.shapes)]
     rows = tuple(

@@ -34,11 +34,11 @@ class DecomposeSection(Section):
     damping: Annotated[Number, Field(gt=0)] = 1e-6
     """Added to the statistic, relative to its mean; raised where a factorisation fails."""
 
-    sigma_split: Literal["both", "u", "v"] | Annotated[Number, Field(ge=0, le=1)] = "both"
-    """Which factor takes the singular values: their root in both, or all in U (A) or V (B); a
-    number from 0 to 1 is their power that goes into A."""
+    sigma_split: Literal["both", "u", "v"] | Annotated[Number, Field(ge=0, le=1)] = "v"
+    """Which factor takes the singular values: their root in both, as in the paper, or all in U
+    (A) or V (B); a number from 0 to 1 is their power that goes into A."""
 
-    rotation: Literal["none", "hadamard", "random"] = "none"
+    rotation: Literal["none", "hadamard", "random"] = "hadamard"
     """Orthogonal rotation of the latent, folded into both factors: it changes what quantization
     loses, not their product, and costs nothing at run time."""
 

@@ -67,9 +67,9 @@ def test_the_script(
         points: list[dict[str, object]] = json.loads(path.read_text())
         return points
 
-    points = run("--bits", "3", "--kept", "1", "--variants", "default,u")
-    assert [point["name"] for point in points] == ["default", "u"]
+    points = run("--bits", "3", "--kept", "1", "--variants", "default,both")
+    assert [point["name"] for point in points] == ["default", "both"]
     assert len({point["layer_bytes"] for point in points}) == 1
     printed = capsys.readouterr().out
     assert "+0.00%" in printed
-    assert len(run("--bits", "3", "--kept", "1", "--variants", "default,u,v")) == 3
+    assert len(run("--bits", "3", "--kept", "1", "--variants", "default,both,v")) == 3
