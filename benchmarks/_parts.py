@@ -27,6 +27,8 @@ _METHODS = (
 )
 """Method, and the sensitivity it looks at."""
 
+_SENSITIVITIES = tuple(dict.fromkeys(sensitivity or method for method, sensitivity in _METHODS))
+
 _PLAIN: dict[str, Any] = {"sequential": False, "refit": False}
 _SEQUENTIAL: dict[str, Any] = {"sequential": True, "refit": False}
 _REFIT: dict[str, Any] = {"sequential": True, "refit": True}
@@ -39,6 +41,7 @@ class PartOptions(Protocol):
     targets: Sequence[float]
     calibration: tuple[str, ...]
     mixture: tuple[str, ...]
+    sensitivities: Sequence[str]
     scalings: Sequence[Scaling]
     refit_scalings: Sequence[Scaling]
     window: int
@@ -53,7 +56,11 @@ def _scalings(options: PartOptions) -> Changes:
 
 
 def _methods(options: PartOptions) -> Changes:
-    return ({"method": method, "sensitivity": sensitivity} for method, sensitivity in _METHODS)
+    return (
+        {"method": method, "sensitivity": sensitivity}
+        for method, sensitivity in _METHODS
+        if (sensitivity or method) in options.sensitivities
+    )
 
 
 def _refits(options: PartOptions) -> Changes:
@@ -107,6 +114,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=_targets,
         default=(0.9473, 0.9001, 0.7996, 0.6968, 0.5949, 0.4976),
         help="kept ratios",
+    )
+    parser.add_argument(
+        "--sensitivities",
+        type=lambda text: _known(text, _SENSITIVITIES),
+        default=_SENSITIVITIES,
+        help="of the part methods; an allocation of the literature goes by its own name",
     )
     parser.add_argument(
         "--scalings",

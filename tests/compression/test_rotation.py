@@ -21,7 +21,7 @@ from tests.decomposition.test_refit import disturbed, moments
 from tests.models.families import save_family
 
 RANK = 9
-RANKS = {"ranks": {"*": RANK}}
+RANKS = {"ranks": {"*": RANK}, "sigma_split": "both", "rotation": "none"}
 REFIT = RANKS | {"scaling": "none", "refit": True}
 RTN = {"bits": 4, "group_size": 16, "symmetric": False}
 GAUGES = [

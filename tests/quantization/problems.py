@@ -12,7 +12,7 @@ from asvd_q.quantization import QuantizedWeight, quantize
 
 
 def gptq(**settings: Any) -> QuantSpec:
-    return QuantSpec.model_validate({"method": "gptq"} | settings)
+    return QuantSpec.model_validate({"method": "gptq", "clip": "minmax"} | settings)
 
 
 def made(weight: Tensor, spec: QuantSpec, gram: Tensor) -> QuantizedWeight:

@@ -227,7 +227,7 @@ def test_compression_fields_are_what_the_stored_bytes_depend_on(
         "calibration.batch_size=8",
         "decompose.alpha=0.1",
         "decompose.sigma_split=0.3",
-        "decompose.rotation=hadamard",
+        "decompose.rotation=random",
         "decompose=null",
         "quantize.overrides.0.bits=3",
     ):

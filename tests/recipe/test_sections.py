@@ -77,7 +77,7 @@ def test_a_method_brings_its_own_defaults() -> None:
         bits=4,
         group_size=128,
         symmetric=True,
-        clip="minmax",
+        clip="mse",
         act_order=False,
         static_groups=False,
         damping=0.01,
@@ -101,15 +101,15 @@ def test_settings_carry_over_between_methods_of_integer_codes_alone() -> None:
         factors: {A: {method: rtn}, B: {act_order: true}}
         dense: {method: nf4}
         overrides:
-          - {match: q_proj, slot: weight, method: gptq, clip: mse}
+          - {match: q_proj, slot: weight, method: gptq, clip: minmax}
           - {match: down_proj, slot: weight, group_size: 256}
     """)
-    codes = {"bits": 3, "group_size": 32, "symmetric": False}
+    codes = {"bits": 3, "group_size": 32, "symmetric": False, "clip": "mse"}
     assert section.spec_for(DOWN1, "A") == QuantSpec.model_validate(codes)
     assert section.spec_for(DOWN1, "B") == QuantSpec.model_validate(
         codes | {"method": "gptq", "damping": 0.05, "act_order": True}
     )
-    assert section.spec_for(Q0, "weight") == QuantSpec(method="gptq", clip="mse")
+    assert section.spec_for(Q0, "weight") == QuantSpec(method="gptq", clip="minmax")
     assert section.spec_for(DOWN1, "weight") == QuantSpec(method="nf4", group_size=256)
 
 
