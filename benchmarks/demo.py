@@ -33,13 +33,20 @@ class Case:
     name: str
     recipe: str
     overrides: tuple[str, ...] = ()
+    factors: bool = True
 
 
 CASES = (
-    Case("dense", "wren-asvd.yaml", ("search=null", "decompose=null", "calibration=null")),
+    Case(
+        "dense",
+        "wren-asvd.yaml",
+        ("search=null", "decompose=null", "calibration=null"),
+        factors=False,
+    ),
     Case("ASVD", "wren-asvd.yaml"),
     Case("ASVD + RTN 8", "wren-asvd-rtn8.yaml"),
-    Case("ASVD + RTN 4", "wren-asvd-rtn4.yaml"),
+    Case("GPTQ 4", "wren-gptq4.yaml", factors=False),
+    Case("ASVD + GPTQ 4", "wren-asvd-gptq4.yaml"),
 )
 
 
@@ -51,7 +58,9 @@ def main() -> None:
     for case in CASES:
         console.print(f"{case.name}: recipes/{case.recipe} …", highlight=False)
         folder = _RUNS / case.name.lower().replace(" + ", "-").replace(" ", "")
-        overrides = [*_COMMON, f"output={folder}", *case.overrides, *_known_ranks(records)]
+        overrides = [*_COMMON, f"output={folder}", *case.overrides]
+        if case.factors:
+            overrides += _known_ranks(records)
         recipe = load_recipe(_ROOT / "recipes" / case.recipe, overrides)
         records[case.name] = run(recipe, lambda stage, done, total: None, fresh=True)
         opened[case.name] = open_anything(folder / "artefacts" / "onnx")

@@ -1,4 +1,8 @@
-"""Affine grids of integer codes: w = (code − zero point) · scale, scales rounded to float16."""
+"""Affine grids of integer codes: w = (code − zero point) · scale, scales rounded to float16.
+
+A symmetric grid has one level more on one side of zero than on the other. Under a negative scale
+that is the positive side; the search of the range takes whichever loses less, at no cost in bytes.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,11 @@ from asvd_q.plan import QuantSpec
 
 __all__ = ["choose_grid", "fit_grid", "round_to_grid"]
 
-_SHRINKS = torch.linspace(1.0, 0.3, 71, dtype=torch.float64)
-"""Factors on the range that the MSE search tries; at 2 bits the best clip lies below one half."""
+_SMALLEST_SHARE = 0.3
+"""Of the range that the MSE search tries; at 2 bits the best clip lies below one half."""
+
+_TRIALS = 71
+"""How many ranges it tries."""
 
 _SMALLEST = torch.finfo(torch.float16).smallest_normal
 _LARGEST = torch.finfo(torch.float16).max
@@ -27,7 +34,8 @@ def fit_grid(
             the best range; None weighs all alike.
 
     Returns:
-        float16 scales and float64 integer zero points, both of shape (…).
+        float16 scales and float64 integer zero points, both of shape (…). Scales of a symmetric
+        grid are below 0 where the search wants its larger side to be the positive one.
 
     Raises:
         ValueError: a value too large for any scale in float16.
@@ -36,8 +44,10 @@ def fit_grid(
     scales, zeros = choose_grid(low, high, spec)
     if spec.clip == "mse":
         best = _squared_error(values, scales, zeros, spec, importance)
-        for shrink in _SHRINKS[1:]:
-            trial_scales, trial_zeros = choose_grid(low * shrink, high * shrink, spec)
+        for factor in _factors(spec):
+            trial_scales, trial_zeros = choose_grid(low * abs(factor), high * abs(factor), spec)
+            if factor < 0:
+                trial_scales = -trial_scales
             error = _squared_error(values, trial_scales, trial_zeros, spec, importance)
             better = error < best
             best = torch.where(better, error, best)
@@ -48,6 +58,16 @@ def fit_grid(
     return scales, zeros
 
 
+def _factors(spec: QuantSpec) -> list[float]:
+    """Factors on the range that are tried after the range itself; below 0 the scale is too."""
+    if not spec.symmetric:
+        return torch.linspace(1.0, _SMALLEST_SHARE, _TRIALS)[1:].tolist()
+    top = (1 << spec.bits) - 1
+    shares = torch.linspace(1.0, _SMALLEST_SHARE, _TRIALS // 2 + 1)[1:].tolist()
+    # As it is, the range is cut half a step short on one side; the first two do without that.
+    return [-1.0, top / (top - 1), *(sign * share for share in shares for sign in (1.0, -1.0))]
+
+
 def choose_grid(low: Tensor, high: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the grid that covers [low, high].
 
@@ -55,7 +75,7 @@ def choose_grid(low: Tensor, high: Tensor, spec: QuantSpec) -> tuple[Tensor, Ten
         low, high: float64, of one shape, low ≤ 0 ≤ high.
 
     Returns:
-        float16 scales (never zero) and float64 integer zero points, of that shape.
+        float16 scales (above zero) and float64 integer zero points, of that shape.
         Symmetric grids have 2^bits levels around the code 2^(bits−1), as GPTQ's have.
     """
     top = (1 << spec.bits) - 1

@@ -84,7 +84,7 @@ class QuantizedWeight:
 
     Attributes:
         codes: uint8 (out, in), one code per byte, below 2^bits.
-        scales: float16 (out, groups). Codes are chosen for these rounded scales.
+        scales: float16 (out, groups), not zero. Codes are chosen for these rounded scales.
         zeros: uint8 (out, groups), or None when symmetric: then the zero point is 2^(bits−1).
         spec: the settings; column j belongs to group j // spec.group_width(in), after
             `permutation` where there is one.

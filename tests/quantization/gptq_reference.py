@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asvd_q.plan import QuantSpec
-from tests.quantization.reference import Group, round_group
+from tests.quantization.reference import Group, round_group, shrinks
 
 Array = NDArray[np.float64]
 
@@ -77,7 +77,7 @@ def best_group(values: Array, costs: Array, spec: QuantSpec) -> Group:
     if spec.clip == "minmax":
         return found
     best = np.inf
-    for shrink in np.linspace(1, 0.3, 71):
+    for shrink in shrinks(spec):
         trial = round_group(values, spec, shrink)
         errors = (trial.codes - trial.zero) * trial.scale - values
         total = float((costs * errors**2).sum())

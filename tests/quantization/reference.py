@@ -26,17 +26,31 @@ class Group:
 
 
 def round_group(values: Array, spec: QuantSpec, shrink: float = 1.0) -> Group:
-    """The grid over [min, max] of the values, zero always on it, shrunk by a factor."""
+    """The grid over [min, max] of the values, zero always on it, shrunk by a factor.
+
+    Args:
+        shrink: below 0, a symmetric grid is turned round.
+    """
     top = 2**spec.bits - 1
+    sign, shrink = np.sign(shrink), abs(shrink)
     low, high = min(values.min(), 0.0) * shrink, max(values.max(), 0.0) * shrink
     if spec.symmetric:
         scale, zero = max(abs(low), abs(high)) * 2 / top, 2 ** (spec.bits - 1)
-        scale = float(np.float16(max(scale, SMALLEST_SCALE)))
+        scale = sign * float(np.float16(max(scale, SMALLEST_SCALE)))
     else:
         scale = float(np.float16(max((high - low) / top, SMALLEST_SCALE)))
         zero = int(np.clip(np.round(-low / scale), 0, top))
     codes = np.clip(np.round(values / scale) + zero, 0, top)
     return Group(codes, scale, zero, float((((codes - zero) * scale - values) ** 2).sum()))
+
+
+def shrinks(spec: QuantSpec) -> list[float]:
+    """All ranges that the search of the best one tries, as factors of the whole."""
+    if not spec.symmetric:
+        return list(np.linspace(1, 0.3, 71))
+    levels = 2**spec.bits
+    shares = np.linspace(1, 0.3, 36)
+    return [1.0, -1.0, (levels - 1) / (levels - 2), *np.outer(shares[1:], [1, -1]).ravel()]
 
 
 def quantize(

@@ -31,12 +31,14 @@ def test_every_value_lands_on_its_nearest_grid_point(weight: Tensor, spec: Quant
     assert found.codes.shape == weight.shape
     assert int(found.codes.max()) <= top
     assert torch.isfinite(found.scales).all()
-    assert (found.scales > 0).all()
+    turned = spec.symmetric and spec.clip == "mse"
+    assert (found.scales.abs() > 0).all() if turned else (found.scales > 0).all()
     step, zero = wide(found.scales, found), wide(found.zero_points(), found)
     exact = (found.codes.double() - zero) * step
     # The grid is the rounded one: its ends are where the stored scale and zero point put them.
-    inside = weight.double().clamp(-zero * step, (top - zero) * step)
-    assert ((exact - inside).abs() <= step / 2 * (1 + 1e-12)).all()
+    first, last = -zero * step, (top - zero) * step
+    inside = weight.double().clamp(first.minimum(last), first.maximum(last))
+    assert ((exact - inside).abs() <= step.abs() / 2 * (1 + 1e-12)).all()
     # float32 is what is evaluated: the same points to its own rounding.
     torch.testing.assert_close(found.dequantize().double(), exact, rtol=1e-6, atol=0)
 
@@ -89,13 +91,16 @@ def test_mse_finds_the_best_of_all_ranges_it_promises_to_try(bits: int, symmetri
     tried = np.stack(
         [
             reference.quantize(weight.double().numpy(), spec, shrink)[3]
-            for shrink in np.linspace(1, 0.3, 71)
+            for shrink in reference.shrinks(spec)
         ]
     )
     # The shrinks differ in their last bit, which can tip a zero point to the next code.
     np.testing.assert_allclose(errors.numpy(), tried.min(0), rtol=1e-3)
     if bits <= 4:
         assert errors.sum() < tried[0].sum()
+    if symmetric:
+        assert (found.scales < 0).any()
+        assert (found.scales > 0).any()
 
 
 @given(weight=weights(), spec=specs())
