@@ -248,12 +248,14 @@ def added_errors(make_recipe: Callable[..., Recipe], **sections: Any) -> dict[st
 
 @pytest.fixture
 def bounded(make_recipe: Callable[..., Recipe]) -> Callable[..., tuple[Recipe, str]]:
-    """A recipe at 2 bits under a bound that one layer exceeds at first, and that layer."""
-    quantization = {"bits": 2, "group_size": 16, "clip": "mse"}
-    size = {"size": f"{OTHER_BYTES + 7_000} B", "verify": False}
+    """A recipe under a bound that its one layer of 2 bits exceeds, and that layer."""
+    quantization = {"bits": 8, "group_size": 16, "overrides": [{"match": NAME, "bits": 2}]}
+    size = {"size": f"{SIZE} B", "verify": False}
     (worst, most), (_, second), *_ = added_errors(
         make_recipe, quantize=quantization, search=size
     ).items()
+    assert worst == NAME
+    assert most > 10 * second
 
     def make(place: str = ".", **sections: Any) -> tuple[Recipe, str]:
         settings = quantization | {"max_error": (most + second) / 2}
@@ -266,7 +268,7 @@ def test_a_bound_that_a_layer_exceeds(bounded: Callable[..., tuple[Recipe, str]]
     recipe, worst = bounded()
     record = run(recipe, quiet)
     assert recipe.quantize is not None
-    assert record.total_bytes.after <= OTHER_BYTES + 7_000
+    assert record.total_bytes.after <= SIZE
     found = {one.name: one for one in record.layers}
     reason = found[worst].reason
     assert reason is not None
