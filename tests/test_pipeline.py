@@ -122,7 +122,7 @@ def test_hidden_states_on_disk_give_the_same_bytes(finished: Path, tmp_path: Pat
 @pytest.mark.parametrize("sequential", [False, True], ids=["dense-stats", "sequential"])
 def test_every_scaling_runs(tmp_path: Path, scaling: str, sequential: bool) -> None:
     section = {"kept_ratio": 0.7, "scaling": scaling}
-    calibration = _SECTIONS["calibration"] | {"sequential": sequential}
+    calibration = {"corpus": "python-docs", "samples": 2, "window": 64, "sequential": sequential}
     evaluate = {"corpus": "python-docs", "window": 64, "windows": 4}
     recipe = write_recipe(tmp_path, calibration=calibration, decompose=section, evaluate=evaluate)
     record = run(load_recipe(recipe), _silent)
@@ -132,7 +132,7 @@ def test_every_scaling_runs(tmp_path: Path, scaling: str, sequential: bool) -> N
 
 def test_rotations_are_drawn_from_the_recipes_seed(tmp_path: Path) -> None:
     name = "model.layers.0.self_attn.q_proj"
-    section = {"ranks": {name: 32}, "scaling": "none", "rotation": "random"}
+    section = {"ranks": {name: 32}, "scaling": "none", "sigma_split": "both", "rotation": "random"}
     run(load_recipe(write_recipe(tmp_path, seed=3, decompose=section, calibration=None)), _silent)
     store = open_run_store(tmp_path / "run")
     factors = truncate(spectrum(store.source.tensor(f"{name}.weight"), identity_scaling()), 32)

@@ -7,6 +7,7 @@ steps, against the store's own Runner.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -154,7 +155,7 @@ def _least_share(bound: float, count: int) -> float:
 
     Near ties between the first two tokens flip by chance, and a proof reads few positions.
     """
-    return bound - _STANDARD_ERRORS * (bound * (1 - bound) / count) ** 0.5
+    return bound - _STANDARD_ERRORS * math.sqrt(bound * (1 - bound) / count)
 
 
 def _logits(runner: Runner, tokens: Tensor, decode_steps: int) -> Tensor:

@@ -84,7 +84,7 @@ def backward_through_head(
     """
     for position in range(len(hidden)):
         found = []
-        for number, window in enumerate(hidden[position].detach().split(1)):
+        for number, window in enumerate(torch.split(hidden[position].detach(), 1)):
             inputs = window.requires_grad_(True)
             with torch.enable_grad():
                 value = loss(position, number, model.logits(outside, inputs)[0])
