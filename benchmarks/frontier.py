@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from asvd_q.quantization import float_type_of
 from asvd_q.recipe.corpora import GENERATED
 from asvd_q.report.tables import Table, size
 from benchmarks._compressions import BASE, Case, CasePoint, compute_all, merged, ranks_for
@@ -145,6 +146,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder: Path = options.cache or Path(temporary)
         bench = Bench(options, folder=folder / "generated")
+        # What is not quantized counts in the type that the model comes in.
+        bench.float_type = float_type_of(bench.source.dtype)
 
         def compute(case: Case) -> CasePoint:
             peer = case.name.partition(": ")[0]
