@@ -53,14 +53,14 @@ class CasePoint(Case, Evaluated):
     """What came of a case.
 
     Attributes:
-        kept_ratio, layer_bytes, total_bytes: see `benchmarks.common.Compressed`.
+        kept_ratio, layer_bytes: see `benchmarks.common.Compressed`; `bytes` is its total.
         parameters: of the layers before.
         disk_bytes: of the files that another package saved, where one did.
     """
 
     kept_ratio: float
     layer_bytes: int
-    total_bytes: int
+    bytes: int
     parameters: int
     disk_bytes: int | None = None
 
@@ -72,7 +72,7 @@ class CasePoint(Case, Evaluated):
             **case.model_dump(),
             kept_ratio=found.kept_ratio,
             layer_bytes=found.layer_bytes,
-            total_bytes=found.total_bytes,
+            bytes=found.total_bytes,
             parameters=sum(weight.shape[0] * weight.shape[1] for weight in weights),
             perplexity=found.perplexity,
         )

@@ -13,9 +13,9 @@ and gptqmodel's quantization of the whole model on the same calibration windows.
 
 `layers` are the bytes of the linear layers, `model` those of everything, as a store counts them:
 codes at their own width, float16 scales, zero points, the rest in the source's type. For peers
-they are computed from what they stored by the same rule, and `on disk` is what they saved. A front
-is taken for each corpus and each of the two counts: a point is on it when none with as few bytes
-has as low a perplexity.
+they are computed from what they stored by the same rule, and `on disk` is what they saved. A point
+is on the front of a corpus when none with as few bytes has as low a perplexity; by either count,
+which differ by the same for all.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _table(points: Sequence[CasePoint], corpora: Sequence[str]) -> Table:
             (
                 point.name,
                 size(point.layer_bytes),
-                size(point.total_bytes),
+                size(point.bytes),
                 "–" if point.disk_bytes is None else size(point.disk_bytes),
                 f"{point.bits_per_weight:.3f}",
                 f"{point.kept_ratio:.3f}",

@@ -38,7 +38,7 @@ def point(name: str, **perplexity: float) -> CasePoint:
         **case(name).model_dump(),
         kept_ratio=0.8,
         layer_bytes=100,
-        total_bytes=200,
+        bytes=200,
         parameters=400,
         perplexity=perplexity,
     )

@@ -84,8 +84,8 @@ def test_the_script(
     ]
     dense = found["dense"]
     assert dense["layer_bytes"] == 4 * dense["parameters"]  # the model is in float32
-    others = dense["total_bytes"] - dense["layer_bytes"]
-    assert all(point["total_bytes"] - point["layer_bytes"] == others for point in points)
+    others = dense["bytes"] - dense["layer_bytes"]
+    assert all(point["bytes"] - point["layer_bytes"] == others for point in points)
     assert found["ASVD 0.6"]["kept_ratio"] <= 0.6
     peer = found["bitsandbytes: NF4"]
     assert peer["layer_bytes"] == found["NF4"]["layer_bytes"]
