@@ -10,7 +10,7 @@ from asvd_q.recipe.corpora import GENERATED
 from asvd_q.recipe.decompose import Scaling
 from benchmarks._ranks import BASELINES
 from benchmarks._setting import Setting
-from benchmarks.common import names
+from benchmarks.common import known_names, names
 
 __all__ = ["PARTS", "PartOptions", "add_options", "settings_of"]
 
@@ -117,7 +117,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sensitivities",
-        type=lambda text: _known(text, _SENSITIVITIES),
+        type=lambda text: known_names(text, _SENSITIVITIES),
         default=_SENSITIVITIES,
         help="of the part methods; an allocation of the literature goes by its own name",
     )
@@ -142,19 +142,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _parts(text: str) -> tuple[str, ...]:
-    return _known(text, list(PARTS))
+    return known_names(text, PARTS)
 
 
 def _scaling_names(text: str) -> tuple[str, ...]:
-    return _known(text, get_args(Scaling))
-
-
-def _known(text: str, allowed: Sequence[str]) -> tuple[str, ...]:
-    found = names(text)
-    for name in found:
-        if name not in allowed:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(allowed)}")
-    return found
+    return known_names(text, get_args(Scaling))
 
 
 def _targets(text: str) -> tuple[float, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -12,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from benchmarks.common import write_json
 
-__all__ = ["Evaluated", "Points", "add_append", "open_points"]
+__all__ = ["Evaluated", "Points", "add_append", "open_points", "tell"]
 
 
 class Evaluated(BaseModel):
@@ -91,3 +92,8 @@ def open_points(kind: type[P], options: Any, parser: argparse.ArgumentParser) ->
         return Points(kind, options.json, append=options.append)
     except ValidationError as error:
         parser.error(f"--append: {options.json} is no list of this script's points: {error}")
+
+
+def tell(line: str) -> None:
+    """Say at once how far a script has come, beside its table."""
+    print(line, file=sys.stderr, flush=True)

@@ -27,7 +27,6 @@ sensitivities and the sampled text for later runs.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -36,7 +35,7 @@ from pathlib import Path
 from asvd_q.errors import RankError
 from asvd_q.report.tables import Table
 from benchmarks._parts import add_options, settings_of
-from benchmarks._points import Points, add_append, open_points
+from benchmarks._points import Points, add_append, open_points, tell
 from benchmarks._ranks import RankFinder
 from benchmarks._setting import Point, Setting
 from benchmarks.common import Bench, finish, parse_options
@@ -91,10 +90,6 @@ def compute_all(
         tell(f"{words}: {point.seconds} s")
 
 
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _describe(setting: Setting) -> tuple[str, ...]:
     refit = "refit" if setting.refit else "sequential" if setting.sequential else "plain"
     plain = setting.method == "dense"
@@ -136,7 +131,7 @@ def main() -> None:
         bench = Bench(options, folder=folder / "generated")
         settings = settings_of(options, bench.source.name)
         finder = RankFinder(bench, folder / "search")
-        compute_all(bench, finder, settings, points, _tell)
+        compute_all(bench, finder, settings, points, tell)
     shown = [
         point
         for point in points

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +50,7 @@ __all__ = [
     "Compressed",
     "Options",
     "finish",
+    "known_names",
     "names",
     "parse_options",
     "write_json",
@@ -120,6 +121,15 @@ def parse_options(
 def names(text: str) -> tuple[str, ...]:
     """Names with commas between them."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def known_names(text: str, allowed: Collection[str]) -> tuple[str, ...]:
+    """Names with commas between them, each one of those allowed."""
+    found = names(text)
+    for name in found:
+        if name not in allowed:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(allowed)}")
+    return found
 
 
 class Bench:

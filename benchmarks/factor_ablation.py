@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,8 +27,8 @@ from typing import Any
 from asvd_q.recipe.corpora import GENERATED
 from asvd_q.report.tables import Table
 from benchmarks._compressions import BASE, Case, CasePoint, compute_all, merged, ranks_for
-from benchmarks._points import add_append, open_points
-from benchmarks.common import Bench, finish, names, parse_options
+from benchmarks._points import add_append, open_points, tell
+from benchmarks.common import Bench, finish, known_names, names, parse_options
 
 __all__ = ["DEFAULT", "VARIANTS", "cases_of", "change", "main", "sections_of"]
 
@@ -112,18 +111,13 @@ def _numbers(kind: type[int] | type[float]) -> Any:
     return lambda text: tuple(kind(part) for part in names(text))
 
 
-def _variants(text: str) -> tuple[str, ...]:
-    for name in names(text):
-        if name not in VARIANTS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(VARIANTS)}")
-    return names(text)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bits", type=_numbers(int), default=(8, 4, 3))
     parser.add_argument("--kept", type=_numbers(float), default=(1.0, 0.8, 0.6))
-    parser.add_argument("--variants", type=_variants, default=tuple(VARIANTS))
+    parser.add_argument(
+        "--variants", type=lambda text: known_names(text, VARIANTS), default=tuple(VARIANTS)
+    )
     parser.add_argument("--method", default="gptq", choices=("gptq", "rtn"))
     parser.add_argument("--cache", type=Path, help="folder of what later runs need not do again")
     add_append(parser)
@@ -140,13 +134,9 @@ def main() -> None:
             return CasePoint.of(case, found, bench)
 
         cases = cases_of(options, bench.source.name)
-        compute_all(cases, points, options.corpora, compute, _tell)
+        compute_all(cases, points, options.corpora, compute, tell)
     shown: Iterable[CasePoint] = (point for point in points if point.setting in set(cases))
     finish(options, _table(list(shown), options.corpora, options.method), points.content())
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ which differ by the same for all.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +32,8 @@ from asvd_q.report.tables import Table, size
 from benchmarks._compressions import BASE, Case, CasePoint, compute_all, merged, ranks_for
 from benchmarks._front import front, plot_front
 from benchmarks._peers import PEERS
-from benchmarks._points import add_append, open_points
-from benchmarks.common import Bench, Compressed, finish, names, parse_options
+from benchmarks._points import add_append, open_points, tell
+from benchmarks.common import Bench, Compressed, finish, known_names, names, parse_options
 
 __all__ = ["METHODS", "cases_of", "main", "sections_of"]
 
@@ -124,19 +123,17 @@ def _table(points: Sequence[CasePoint], corpora: Sequence[str]) -> Table:
     return Table("Perplexity by bytes; * is on the front of its corpus", columns, tuple(rows))
 
 
-def _peers(text: str) -> tuple[str, ...]:
-    for name in names(text):
-        if name not in PEERS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(PEERS)}")
-    return names(text)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--kept", type=lambda text: tuple(map(float, names(text))), default=(0.9, 0.8, 0.6)
     )
-    parser.add_argument("--peers", type=_peers, default=tuple(PEERS), help="or '' for none")
+    parser.add_argument(
+        "--peers",
+        type=lambda text: known_names(text, PEERS),
+        default=tuple(PEERS),
+        help="or '' for none",
+    )
     parser.add_argument("--group-size", type=int, default=32)
     parser.add_argument("--plot", type=Path, help="where the picture goes; .svg or .png")
     parser.add_argument("--cache", type=Path, help="folder of what later runs need not do again")
@@ -160,7 +157,7 @@ def main() -> None:
             return CasePoint.of(case, found, bench)
 
         cases = cases_of(options, bench.source.name)
-        compute_all(cases, points, options.corpora, compute, _tell)
+        compute_all(cases, points, options.corpora, compute, tell)
     shown = [point for point in points if point.setting in set(cases)]
     if options.plot is not None:
         plot_front(shown, options.corpora, options.plot)
@@ -171,10 +168,6 @@ def _dense(bench: Bench) -> Compressed:
     plan = bench.plan({"decompose": {"kept_ratio": 1.0}})
     layers = sum(layer.predicted_bytes for layer in plan)
     return Compressed(1.0, layers, plan.predicted_bytes, bench.perplexities())
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -14,22 +14,11 @@ from asvd_q.compression.layer import compress_layer
 from asvd_q.plan import LayerPlan, QuantSpec
 from asvd_q.recipe import DecomposeSection, FactorAware, QuantizeSection
 from asvd_q.recipe.quantize import Factors
-from asvd_q.statistics.collectors import SiteStatistics
 from asvd_q.store import StoredLayer
-from tests.decomposition.reference import HARD, Case, random_case
+from tests.decomposition.reference import HARD, Case, random_case, site_statistics
 
 RANK = 16
 SECTION = DecomposeSection.model_validate({"scaling": "whitening", "ranks": {"*": RANK}})
-
-
-def statistics(case: Case) -> SiteStatistics:
-    magnitude = case.inputs.abs()
-    return SiteStatistics(
-        tokens=len(case.inputs),
-        abs_mean=magnitude.mean(0),
-        abs_max=magnitude.amax(0),
-        gram=case.gram,
-    )
 
 
 def compressed(case: Case, method: str, aware: FactorAware | None = None) -> StoredLayer:
@@ -52,7 +41,7 @@ def compressed(case: Case, method: str, aware: FactorAware | None = None) -> Sto
         "float32",
         section=SECTION,
         quantization=section,
-        statistics=statistics(case),
+        statistics=site_statistics(case),
     )
 
 

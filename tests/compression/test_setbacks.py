@@ -18,10 +18,9 @@ from asvd_q.errors import MissingExtraError, NumericsError
 from asvd_q.plan import LayerPlan, QuantSpec, Slot
 from asvd_q.quantization import QuantizedWeight, quantize
 from asvd_q.recipe import DecomposeSection, QuantizeSection
-from asvd_q.statistics.collectors import SiteStatistics
 from asvd_q.store import StoredLayer
 from tests.compression.job import compress_to
-from tests.decomposition.reference import HARD, Case, random_case
+from tests.decomposition.reference import HARD, Case, random_case, site_statistics
 from tests.models.families import save_family
 
 RANK = 16
@@ -32,16 +31,6 @@ FAILURES = {
     "numerics": NumericsError("a weight is too large"),
     "linalg": torch.linalg.LinAlgError("a weight is too large"),  # type: ignore[attr-defined]
 }
-
-
-def statistics(case: Case) -> SiteStatistics:
-    magnitude = case.inputs.abs()
-    return SiteStatistics(
-        tokens=len(case.inputs),
-        abs_mean=magnitude.mean(0),
-        abs_max=magnitude.amax(0),
-        gram=case.gram,
-    )
 
 
 def compressed(
@@ -73,7 +62,7 @@ def compressed(
         "float32",
         section=section,
         quantization=QuantizeSection(max_error=max_error),
-        statistics=statistics(case) if calibrated else None,
+        statistics=site_statistics(case) if calibrated else None,
     )
 
 

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from asvd_q.statistics.collectors import SiteStatistics
+
 Array = NDArray[np.float64]
 
 SHAPES = [(24, 40), (40, 24), (32, 32), (1, 7), (7, 1), (3, 5), (1, 1)]
@@ -96,3 +98,14 @@ def truncated_svd(weight: Array, scale: Array, rank: int) -> tuple[Array, Array]
     left, values, right = np.linalg.svd(weight @ scale, full_matrices=False)
     product: Array = (left[:, :rank] * values[:rank]) @ right[:rank]
     return product, values
+
+
+def site_statistics(case: Case) -> SiteStatistics:
+    """What a collector finds of a case's inputs."""
+    magnitude = case.inputs.abs()
+    return SiteStatistics(
+        tokens=len(case.inputs),
+        abs_mean=magnitude.mean(0),
+        abs_max=magnitude.amax(0),
+        gram=case.gram,
+    )
