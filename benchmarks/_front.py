@@ -60,6 +60,9 @@ def plot_front(points: Sequence[CasePoint], corpora: Sequence[str], path: Path) 
                 textcoords="offset points",
             )
         axes.set(xscale="log", yscale="log", title=name, xlabel="MiB of the linear layers")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("{x:g}")
     panels[0][0].set_ylabel("perplexity")
     for colour, words in ((_PLAIN, "codes"), (_FACTORS, "factors"), (_PEER, "other packages")):
         panels[0][0].scatter([], [], s=18, color=colour, label=words)
