@@ -25,9 +25,19 @@ __all__ = [
     "store_bytes",
 ]
 
-Form = Literal["dense", "factors"]
+Form = Literal["dense", "factors", "correction"]
+"""`dense`: W; `factors`: A·B in its place; `correction`: coarse codes of W with A·B beside them."""
+
 Slot = Literal["weight", "A", "B"]
-"""`weight`: W (out, in) of a dense layer; `B`: (rank, in), applied first; `A`: (out, rank)."""
+"""`weight`: W (out, in) of a dense layer, or the codes that A·B correct; `B`: (rank, in), applied
+first; `A`: (out, rank)."""
+
+_SLOTS: dict[Form, tuple[Slot, ...]] = {
+    "dense": ("weight",),
+    "factors": ("B", "A"),
+    "correction": ("weight", "B", "A"),
+}
+"""In the order in which they are applied."""
 
 
 class _Frozen(BaseModel):
@@ -44,8 +54,8 @@ class LayerPlan(_Frozen):
         shape: (out, in).
         transposed: the source keeps the weight as (in, out), as GPT-2's Conv1D does; so does a
             checkpoint where the layer is left alone.
-        form: dense or factors.
-        rank: of the factors; None when dense.
+        form: see `Form`.
+        rank: of A and B; None when dense.
         quantization: per slot; None leaves that matrix in floating point.
         predicted_bytes: in the store's count (see `store_bytes`).
         reason: why the layer stays dense or in floating point.
@@ -64,11 +74,13 @@ class LayerPlan(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> LayerPlan:
-        slots = {"A", "B"} if self.form == "factors" else {"weight"}
+        slots = set(_SLOTS[self.form])
         if set(self.quantization) != slots:
             raise ValueError(f"{self.name}: a layer in form {self.form} has the slots {slots}")
-        if (self.rank is not None) != (self.form == "factors"):
-            raise ValueError(f"{self.name}: a rank belongs to factors, and to nothing else")
+        if (self.rank is None) != (self.form == "dense"):
+            raise ValueError(f"{self.name}: factors and corrections have a rank, nothing else has")
+        if self.form == "correction" and self.quantization["weight"] is None:
+            raise ValueError(f"{self.name}: a weight that is not quantized needs no correction")
         if self.rank is not None and not 1 <= self.rank <= min(self.shape):
             raise ValueError(
                 f"{self.name}: rank {self.rank} is outside 1 … {min(self.shape)}, "
@@ -79,9 +91,13 @@ class LayerPlan(_Frozen):
     def slot_shapes(self) -> dict[Slot, tuple[int, int]]:
         """Shape (out, in) of each matrix that is stored, in the order it is applied."""
         out_features, in_features = self.shape
-        if self.rank is None:
-            return {"weight": self.shape}
-        return {"B": (self.rank, in_features), "A": (out_features, self.rank)}
+        rank = self.rank or 0
+        shapes: dict[Slot, tuple[int, int]] = {
+            "weight": self.shape,
+            "B": (rank, in_features),
+            "A": (out_features, rank),
+        }
+        return {slot: shapes[slot] for slot in _SLOTS[self.form]}
 
     @property
     def parameters(self) -> int:
@@ -127,7 +143,19 @@ class Plan(_Frozen):
     @property
     def ranks(self) -> dict[str, int]:
         """Rank of every factorised layer: the `truncation_ranks` of a checkpoint."""
-        return {layer.name: layer.rank for layer in self.layers if layer.rank is not None}
+        return self._ranks("factors")
+
+    @property
+    def correction_ranks(self) -> dict[str, int]:
+        """Rank of A·B beside the codes of every corrected layer."""
+        return self._ranks("correction")
+
+    def _ranks(self, form: Form) -> dict[str, int]:
+        return {
+            layer.name: layer.rank
+            for layer in self.layers
+            if layer.form == form and layer.rank is not None
+        }
 
     @property
     def kept_ratio(self) -> float:

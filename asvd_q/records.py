@@ -47,10 +47,7 @@ class LayerRecord(_Frozen):
     @property
     def kept_ratio(self) -> float:
         """Parameters after / before."""
-        out_features, in_features = self.shape
-        if self.rank is None:
-            return 1.0
-        return self.rank * (out_features + in_features) / (out_features * in_features)
+        return self.as_plan().parameters / (self.shape[0] * self.shape[1])
 
     def slot_shapes(self) -> dict[Slot, tuple[int, int]]:
         """Shape (out, in) of each stored matrix, in the order it is applied."""

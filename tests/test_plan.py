@@ -32,8 +32,11 @@ def factors(rank: int, **changes: Any) -> LayerPlan:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rank": 3}, "belongs to factors"),
-        ({"form": "factors", "quantization": {"A": None, "B": None}}, "belongs to factors"),
+        ({"rank": 3}, "factors and corrections have a rank"),
+        (
+            {"form": "factors", "quantization": {"A": None, "B": None}},
+            "factors and corrections have a rank",
+        ),
         ({"form": "factors", "rank": 3}, "form factors has the slots"),
         ({"quantization": {"A": None, "B": None}}, "form dense has the slots"),
         ({"quantization": {}}, "form dense has the slots"),

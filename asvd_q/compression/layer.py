@@ -241,9 +241,11 @@ def _too_wide(float_type: FloatType) -> str:
 
 def _product(stored: dict[Slot, StoredWeight]) -> Tensor:
     """Ŵ (out, in) as the stored tensors give it."""
-    if "weight" in stored:
-        return stored["weight"].dequantize().double()
-    return stored["A"].dequantize().double() @ stored["B"].dequantize().double()
+    parts = {slot: part.dequantize().double() for slot, part in stored.items()}
+    if "A" not in parts:
+        return parts["weight"]
+    product = parts["A"] @ parts["B"]
+    return product + parts["weight"] if "weight" in parts else product
 
 
 def _record(

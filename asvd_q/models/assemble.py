@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from asvd_q.errors import ModelError
-from asvd_q.models.modeling_asvd_q import LowRankLinear
+from asvd_q.models.modeling_asvd_q import CorrectedLinear, LowRankLinear
 from asvd_q.models.source import SourceModel
 from asvd_q.plan import Slot
 
@@ -39,8 +39,9 @@ def assemble(
         skeleton: parameters on the meta device; not modified.
         prefix: dotted path of `skeleton` in the model, "" for the whole of it.
         source: where untouched parameters are read from.
-        replaced: what stands in for a layer's weight. Factors become a `LowRankLinear`, a
-            dense matrix an ordinary linear layer; the bias is the source's in both.
+        replaced: what stands in for a layer's weight. Factors become a `LowRankLinear`, a matrix
+            with a correction a `CorrectedLinear`, one alone an ordinary linear layer; the bias
+            is the source's in all of them.
         dtype: of all floating-point parameters. Buffers keep theirs.
 
     Raises:
@@ -68,14 +69,17 @@ def assemble(
 
 
 def _linear(matrices: Mapping[Slot, Tensor], bias: Tensor | None) -> nn.Module:
-    if "weight" in matrices:
+    if "B" not in matrices:
         return _filled(matrices["weight"], bias)
+    corrected = "weight" in matrices
     rank, in_features = matrices["B"].shape
-    layer = LowRankLinear(
-        in_features, rank, matrices["A"].shape[0], bias=bias is not None, device="meta"
-    )
+    made = CorrectedLinear if corrected else LowRankLinear
+    layer = made(in_features, rank, matrices["A"].shape[0], bias=bias is not None, device="meta")
     layer.BLinear = _filled(matrices["B"], None)
-    layer.ALinear = _filled(matrices["A"], bias)
+    layer.ALinear = _filled(matrices["A"], None if corrected else bias)
+    if corrected:
+        layer.weight = nn.Parameter(matrices["weight"], requires_grad=False)
+        layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     return layer
 
 

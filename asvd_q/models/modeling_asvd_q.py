@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["LowRankLinear", "auto_map", "register", "swap_factors"]
+__all__ = ["CorrectedLinear", "LowRankLinear", "auto_map", "register", "swap_factors"]
 
 _PREFIX = "AsvdQ"
 _TYPE_PREFIX = "asvd_q_"
@@ -50,6 +50,30 @@ class LowRankLinear(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = self.ALinear(self.BLinear(hidden_states))
         return output
+
+
+class CorrectedLinear(nn.Linear):
+    """y = W x + A (B x) + bias, where W (out, in) is coarse and A B makes up for it.
+
+    `BLinear` (rank, in) and `ALinear` (out, rank) lie beside the weight; the bias is its own.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        rank: int,
+        out_features: int,
+        bias: bool,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
+        self.BLinear = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+        self.ALinear = nn.Linear(rank, out_features, bias=False, device=device, dtype=dtype)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        correction: torch.Tensor = self.ALinear(self.BLinear(hidden_states))
+        return super().forward(hidden_states) + correction
 
 
 def swap_factors(

@@ -170,11 +170,11 @@ class Store:
     @property
     def setbacks(self) -> dict[str, LayerPlan]:
         """Layers that kept a form which was not planned, as they are, each with its reason."""
-        planned = {layer.name: (layer.rank, layer.quantization) for layer in self.plan}
+        planned = {layer.name: _choice(layer) for layer in self.plan}
         return {
             layer.name: layer
             for layer in self.finished_plan
-            if (layer.rank, layer.quantization) != planned[layer.name]
+            if _choice(layer) != planned[layer.name]
         }
 
     @property
@@ -340,7 +340,11 @@ def _read_records(folder: Path, plan: Plan) -> list[LayerRecord]:
 def _metadata(
     header: StoreHeader, records: list[LayerRecord], format: str, options: Mapping[str, object]
 ) -> ArtefactMetadata:
-    ranks = {record.name: record.rank for record in records if record.rank is not None}
+    ranks = {
+        record.name: record.rank
+        for record in records
+        if record.form == "factors" and record.rank is not None
+    }
     return ArtefactMetadata.model_validate(
         {
             "asvd_q": header.asvd_q,
@@ -369,3 +373,7 @@ def _read_header(path: Path) -> StoreHeader:
     except ValidationError as error:
         summary = re.sub(r"\s+", " ", str(error))[:200]
         raise StoreError(f"{path} is damaged or of another version: {summary}") from error
+
+
+def _choice(layer: LayerPlan) -> tuple[object, ...]:
+    return layer.form, layer.rank, layer.quantization
