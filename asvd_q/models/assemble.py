@@ -79,7 +79,8 @@ def _linear(matrices: Mapping[Slot, Tensor], bias: Tensor | None) -> nn.Module:
     layer.ALinear = _filled(matrices["A"], None if corrected else bias)
     if corrected:
         layer.weight = nn.Parameter(matrices["weight"], requires_grad=False)
-        layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        found = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        layer.register_parameter("bias", found)
     return layer
 
 
