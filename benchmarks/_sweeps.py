@@ -21,8 +21,9 @@ from asvd_q.models import SourceModel
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.recipe import DecomposeSection
 from asvd_q.search.exact import exact_losses
-from asvd_q.search.fast import Labels, fast_losses
+from asvd_q.search.fast import fast_losses
 from asvd_q.search.scoring import Metric
+from asvd_q.statistics.labels import Labels
 
 __all__ = ["Measured", "Sweep", "measure", "measure_alone"]
 

@@ -30,7 +30,7 @@ from rich.console import Console
 
 from asvd_q.recipe import DecomposeSection
 from asvd_q.report.tables import Table, print_table, size
-from asvd_q.search.fast import Labels
+from asvd_q.statistics.labels import Labels
 from benchmarks._agreement import Difference, Losses, compare_losses, rank_agreement
 from benchmarks._sweeps import Measured
 from benchmarks._trial import Trial

@@ -4,6 +4,7 @@ Importing this package loads neither torch nor transformers.
 """
 
 from asvd_q.recipe.base import matches
+from asvd_q.recipe.budget import BudgetSection
 from asvd_q.recipe.corpora import BUILT_IN, CalibrationSection, CorpusSection, EvaluateSection
 from asvd_q.recipe.decompose import DecomposeSection
 from asvd_q.recipe.export import ExportSection
@@ -19,6 +20,7 @@ __all__ = [
     "BUILT_IN",
     "FULLY_AWARE",
     "QUANTIZATION_METHODS",
+    "BudgetSection",
     "CalibrationSection",
     "CorpusSection",
     "DecomposeSection",

@@ -18,7 +18,16 @@ from asvd_q.plan import QuantSpec
 from asvd_q.recipe.base import Bool, Section
 from asvd_q.spec import NF4_BLOCKS
 
-__all__ = ["KEYS", "QUANTIZATION_METHODS", "Method", "PartialQuantSpec", "make_spec", "narrowed"]
+__all__ = [
+    "KEYS",
+    "QUANTIZATION_METHODS",
+    "Bits",
+    "GroupSize",
+    "Method",
+    "PartialQuantSpec",
+    "make_spec",
+    "narrowed",
+]
 
 QUANTIZATION_METHODS = tuple(METHODS)
 

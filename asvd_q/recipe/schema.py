@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from asvd_q.plan import FloatType
 from asvd_q.recipe.base import Section, Text
+from asvd_q.recipe.budget import BudgetSection
 from asvd_q.recipe.corpora import CalibrationSection, EvaluateSection
 from asvd_q.recipe.decompose import DecomposeSection
 from asvd_q.recipe.export import ExportSection
@@ -57,6 +58,9 @@ class Recipe(Section):
 
     search: SearchSection | None = None
     """Which rank for which layer; without it decompose says so itself."""
+
+    budget: BudgetSection | None = None
+    """Which form, rank and width of codes for which layer, under one target for the model."""
 
     quantize: QuantizeSection | None = None
     """Quantization of the factors and of dense layers."""
@@ -107,9 +111,11 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _one_source_of_ranks(self) -> Recipe:
         if self.search is None:
-            if self.decompose is not None and not self.decompose.has_target:
+            explicit = self.decompose is None or self.decompose.has_target
+            if not explicit and self.budget is None:
                 raise ValueError(
-                    "decompose: needs `kept_ratio` or `ranks`, or the recipe a `search` section"
+                    "decompose: needs `kept_ratio` or `ranks`, or the recipe a `search` or "
+                    "`budget` section"
                 )
             return self
         if self.decompose is None or self.calibration is None:
@@ -120,6 +126,23 @@ class Recipe(Section):
                 "search chooses the ranks: leave kept_ratio and ranks out of `decompose`, and "
                 "give `search` the target"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _budget_has_its_sections(self) -> Recipe:
+        if self.budget is None:
+            return self
+        if self.search is not None:
+            raise ValueError("search and budget both choose ranks: leave one of them out")
+        for name in ("calibration", "quantize"):
+            if getattr(self, name) is None:
+                raise ValueError(f"budget needs a `{name}` section")
+        if self.decompose is not None and self.decompose.has_target:
+            raise ValueError(
+                "budget chooses the ranks: leave kept_ratio and ranks out of `decompose`"
+            )
+        if self.decompose is not None and self.decompose.lm_head:
+            raise ValueError("budget chooses for layers inside the blocks: leave lm_head out")
         return self
 
     @model_validator(mode="after")

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from asvd_q.recipe.base import Bool, Count, Number, Section, Text
+from asvd_q.recipe.amounts import Perplexity, Size, perplexity_rise, size_bytes
+from asvd_q.recipe.base import Bool, Count, Number, Section
 
 __all__ = ["SearchSection"]
-
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_RISE = re.compile(r"\s*\+\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*")
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?B|B)\s*", re.IGNORECASE)
 
 
 class SearchSection(Section):
@@ -26,14 +21,14 @@ class SearchSection(Section):
     kept_ratio: Annotated[Number, Field(gt=0, le=1)] | None = None
     """Target: parameters of all layers together, after / before."""
 
-    size: Text | None = None
+    size: Size | None = None
     """Target: bytes of the whole model as a store counts them, such as "3.2 GiB"."""
 
     max_loss_increase: Annotated[Number, Field(gt=0)] | None = None
     """Target: the smallest model whose predicted loss rises by no more than this, nats per token;
     0.02 is a perplexity 2 % higher."""
 
-    perplexity: Annotated[Number, Field(gt=0)] | Text | None = None
+    perplexity: Perplexity = None
     """Target: the smallest model whose measured perplexity on the calibration text stays at or
     under this: a number, or "+2 %" above the dense model's."""
 
@@ -72,28 +67,6 @@ class SearchSection(Section):
     """Measure the model with all chosen layers truncated together, at this target and around
     it: what was predicted is then reported beside what it is. Costs a few forward passes."""
 
-    @field_validator("perplexity", mode="before")
-    @classmethod
-    def _readable_perplexity(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            rise = _RISE.fullmatch(value)
-            readable = rise is not None and float(rise[1]) > 0
-        else:
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            readable = value is None or (number and 0 < value < math.inf)
-        if not readable:
-            raise ValueError(
-                'allowed is a number above 0, or a rise above the dense model\'s such as "+2 %"'
-            )
-        return value
-
-    @field_validator("size")
-    @classmethod
-    def _readable_size(cls, size: str | None) -> str | None:
-        if size is not None and not _SIZE.fullmatch(size):
-            raise ValueError("allowed is a number and a unit: B, KB, MB, GB, KiB, MiB or GiB")
-        return size
-
     @model_validator(mode="after")
     def _one_target(self) -> SearchSection:
         names = ("kept_ratio", "size", "max_loss_increase", "perplexity")
@@ -127,17 +100,9 @@ class SearchSection(Section):
     @property
     def size_bytes(self) -> int | None:
         """`size` in bytes."""
-        if self.size is None:
-            return None
-        found = _SIZE.fullmatch(self.size)
-        assert found is not None
-        return int(float(found[1]) * _UNITS[found[2].upper()])
+        return None if self.size is None else size_bytes(self.size)
 
     @property
     def perplexity_rise(self) -> float | None:
         """`perplexity` as a share of the dense model's: 0.02 for "+2 %"; None for a number."""
-        if not isinstance(self.perplexity, str):
-            return None
-        found = _RISE.fullmatch(self.perplexity)
-        assert found is not None
-        return float(found[1]) / 100
+        return perplexity_rise(self.perplexity)

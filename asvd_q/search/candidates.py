@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from asvd_q.errors import NumericsError, RankError
 from asvd_q.models.refs import WeightRef
-from asvd_q.plan import factor_parameters
+from asvd_q.plan import LayerPlan, factor_parameters
 from asvd_q.search.uniform import break_even_rank
 
 __all__ = ["DEFAULT_RATIOS", "Candidate", "make_candidates", "monotone_losses", "ratio_ranks"]
@@ -25,14 +25,16 @@ class Candidate:
         rank: of the factors; None is the dense layer.
         parameters: weights stored, the bias left out.
         bytes: stored, in the count of whatever format the caller allocates for.
-        loss: predicted increase of the mean next-token loss, nats per token; 0 when dense. Of the
-            truncation alone: what quantization costs is not predicted.
+        loss: predicted increase of the mean next-token loss, nats per token; 0 when dense. In a
+            search for ranks of the truncation alone, without what quantization costs.
+        layer: the form with its codes, where they are chosen too; None in a search for ranks.
     """
 
     rank: int | None
     parameters: int
     bytes: int
     loss: float
+    layer: LayerPlan | None = None
 
 
 def ratio_ranks(

@@ -22,7 +22,7 @@ from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.refs import WeightRef
 from asvd_q.recipe import CalibrationSection, DecomposeSection, Recipe, SearchSection
 
-__all__ = ["Progress", "SearchContext"]
+__all__ = ["Progress", "SearchContext", "measured_key"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -103,14 +103,19 @@ class SearchContext:
 
         The target is no part of it, nor are the ranks that are asked for.
         """
-        everything = {
-            "asvd_q": __version__,
-            "torch": torch.__version__,
-            "device": self.model.device.type,
-            "dtype": str(self.model.dtype),
-            "weights": self.model.source.identity.weights_sha256,
-            "tokens": hashlib.sha256(self.windows.numpy().tobytes()).hexdigest(),
-            "scaling": self.section.model_dump(include={"scaling", "alpha", "damping"}),
-            **content,
-        }
-        return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+        scaling = self.section.model_dump(include={"scaling", "alpha", "damping"})
+        return measured_key(self.model, self.windows, scaling=scaling, **content)
+
+
+def measured_key(model: BlockwiseModel, windows: Tensor, **content: Any) -> str:
+    """Hash of model, tokens, and whatever else a measured value depends on."""
+    everything = {
+        "asvd_q": __version__,
+        "torch": torch.__version__,
+        "device": model.device.type,
+        "dtype": str(model.dtype),
+        "weights": model.source.identity.weights_sha256,
+        "tokens": hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
+        **content,
+    }
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,11 +25,9 @@ from asvd_q.models.refs import WeightRef
 from asvd_q.recipe import DecomposeSection
 from asvd_q.search.spectra import decomposing, fisher_if_wanted
 from asvd_q.statistics.backward import backward_through_block, backward_through_head, keep_inputs
-from asvd_q.statistics.sampling import draw_tokens
+from asvd_q.statistics.labels import Labels, NextTokenLoss
 
-__all__ = ["Labels", "fast_losses"]
-
-Labels = Literal["corpus", "sampled"]
+__all__ = ["fast_losses"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -82,7 +80,7 @@ def fast_losses(
     total = 2 * len(model)
     batches = torch.split(windows, batch_size)
     bases = _Bases(folder, model.device)
-    loss = _Loss(batches, labels, seed)
+    loss = NextTokenLoss(batches, labels, seed)
     with model.outside() as outside:
         model.embed(outside, windows[:1])  # the shape that sites are found on
 
@@ -119,24 +117,6 @@ def fast_losses(
         del block
         progress("sensitivity", total - index, total)
     return {weight.name: found[weight.name] for weight in weights if weight.name in found}
-
-
-class _Loss:
-    """The summed next-token loss of a window."""
-
-    def __init__(self, batches: Sequence[Tensor], labels: Labels, seed: int) -> None:
-        self._batches = batches
-        self._labels = labels
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, position: int, number: int, logits: Tensor) -> Tensor:
-        logits = logits[:-1].float()
-        if self._labels == "corpus":
-            labels = self._batches[position][number, 1:].to(logits.device)
-        else:
-            numbers = torch.rand(len(logits), generator=self._generator)
-            labels = draw_tokens(logits.detach(), numbers)
-        return nn.functional.cross_entropy(logits, labels, reduction="sum")
 
 
 class _Projections:

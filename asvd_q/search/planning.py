@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 
 from asvd_q.errors import RecipeError
 from asvd_q.models.refs import WeightRef
 from asvd_q.models.skeleton import Skeleton
 from asvd_q.models.source import SourceModel
-from asvd_q.plan import FLOAT_BYTES, FloatType, LayerPlan, Plan, QuantSpec, Slot, store_bytes
+from asvd_q.plan import (
+    FLOAT_BYTES,
+    FloatType,
+    Form,
+    LayerPlan,
+    Plan,
+    QuantSpec,
+    Slot,
+    store_bytes,
+)
 from asvd_q.recipe import Recipe, matches
 from asvd_q.search.uniform import RankChoice, explicit_ranks, uniform_ranks
 
-__all__ = ["layer_bytes", "make_plan"]
+__all__ = ["layer_bytes", "make_plan", "plan_layer"]
 
 
 def make_plan(
@@ -118,16 +128,29 @@ def _build(
         return recipe.quantize.spec_for(weight.name, slot) if recipe.quantize else None
 
     slots: tuple[Slot, ...] = ("weight",) if choice.rank is None else ("B", "A")
+    plan = plan_layer(weight, {slot: spec(slot) for slot in slots}, choice.rank, float_type)
+    return plan.model_copy(update={"reason": choice.reason})
+
+
+def plan_layer(
+    weight: WeightRef,
+    quantization: Mapping[Slot, QuantSpec | None],
+    rank: int | None,
+    float_type: FloatType,
+) -> LayerPlan:
+    """The plan of one layer, in the form that its slots say, with its bytes in a store."""
+    form: Form = "dense" if "A" not in quantization else "factors"
+    if form == "factors" and "weight" in quantization:
+        form = "correction"
     plan = LayerPlan(
         name=weight.name,
         kind=weight.kind,
         block=weight.block,
         shape=weight.shape,
         transposed=weight.transposed,
-        form="dense" if choice.rank is None else "factors",
-        rank=choice.rank,
-        quantization={slot: spec(slot) for slot in slots},
-        reason=choice.reason,
+        form=form,
+        rank=rank,
+        quantization=dict(quantization),
     )
     size = sum(
         store_bytes(shape, plan.quantization[slot], float_type)

@@ -1,0 +1,164 @@
+"""The forms of all layers that meet a target. Nothing is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from asvd_q.budget.contest import Tried, undominated
+from asvd_q.budget.counting import Count
+from asvd_q.plan import LayerPlan, Plan
+from asvd_q.recipe import BudgetSection
+from asvd_q.search.allocation import Allocation, Budget, LossBound, Target, allocate
+from asvd_q.search.candidates import Candidate
+
+__all__ = ["Choice", "Offering", "choose", "is_within", "make_target"]
+
+
+@dataclass(frozen=True)
+class Offering:
+    """What there is to choose from.
+
+    Attributes:
+        base: every layer in floating point, and what no layer plan covers.
+        candidates: by layer, in falling bytes, none beaten in both bytes and loss.
+        count: whose bytes the candidates have.
+    """
+
+    base: Plan
+    candidates: Mapping[str, Sequence[Candidate]]
+    count: Count
+
+    @classmethod
+    def of(
+        cls,
+        base: Plan,
+        tried: Mapping[str, Sequence[Tried]],
+        count: Count,
+        pinned: Mapping[str, LayerPlan],
+    ) -> Offering:
+        """
+        Args:
+            tried: of each layer. One without trials, because no token reaches it, stays as it is.
+            pinned: layers that have but one form to offer.
+        """
+        candidates: dict[str, tuple[Candidate, ...]] = {}
+        for layer in base:
+            fixed = pinned.get(layer.name)
+            found = [] if fixed is not None else undominated(tried.get(layer.name, ()))
+            candidates[layer.name] = tuple(
+                _candidate(offer.layer, offer.bytes, loss) for offer, loss in found
+            ) or (_only(fixed or layer, tried.get(layer.name, ()), count),)
+        return cls(base, candidates, count)
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes of what there is nothing to choose about."""
+        return self.count.of_rest(self.base)
+
+    @property
+    def weights(self) -> int:
+        """Weights of all layers, as they are in the dense model."""
+        return sum(layer.shape[0] * layer.shape[1] for layer in self.base)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One form for every layer.
+
+    Attributes:
+        plan: the whole model.
+        layer_bytes, total_bytes: in the format's count.
+        loss: sum of the predicted increases, nats per token.
+    """
+
+    plan: Plan
+    allocation: Allocation
+    layer_bytes: int
+    total_bytes: int
+    weights: int
+
+    @property
+    def loss(self) -> float:
+        return self.allocation.loss
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the layers in the format's count, over the weights that they had before."""
+        return 8 * self.layer_bytes / self.weights
+
+
+def choose(offering: Offering, target: Target) -> Choice:
+    """Solve the choice exactly, on the premise that losses add up.
+
+    Raises:
+        RankError: no choice meets the target; the message gives the range that can be reached.
+    """
+    allocation = allocate(offering.candidates, target=target, method="optimal")
+    layers = {
+        name: candidate.layer
+        for name, candidate in allocation.chosen.items()
+        if candidate.layer is not None
+    }
+    return Choice(
+        plan=offering.base.with_layers(layers),
+        allocation=allocation,
+        layer_bytes=allocation.bytes,
+        total_bytes=allocation.bytes + offering.fixed_bytes,
+        weights=offering.weights,
+    )
+
+
+def make_target(budget: BudgetSection, offering: Offering) -> Target:
+    """A recipe's target as what the layers may take together, or lose.
+
+    Args:
+        budget: of any target but a perplexity, which has to be measured.
+    """
+    if budget.max_loss_increase is not None:
+        return LossBound(budget.max_loss_increase, unit="bytes")
+    if budget.bits_per_weight is not None:
+        weights = offering.weights
+        return Budget(
+            "bytes",
+            budget.bits_per_weight * weights / 8,
+            lambda amount: f"{8 * amount / weights:.4f} bits per weight",
+        )
+    assert budget.size_bytes is not None
+    fixed = offering.fixed_bytes
+    return Budget("bytes", budget.size_bytes - fixed, _size_in_words(fixed))
+
+
+def is_within(budget: BudgetSection, count: Count, plan: Plan) -> bool:
+    """Whether a whole plan stays within a recipe's budget; a bound on the loss always holds.
+
+    A layer that keeps more than was planned loses no more.
+    """
+    total = count.of_plan(plan)
+    if total is None:
+        return False
+    if budget.bits_per_weight is not None:
+        weights = sum(layer.shape[0] * layer.shape[1] for layer in plan)
+        return 8 * (total - count.of_rest(plan)) <= budget.bits_per_weight * weights
+    return budget.size_bytes is None or total <= budget.size_bytes
+
+
+def _candidate(layer: LayerPlan, size: int, loss: float) -> Candidate:
+    return Candidate(layer.rank, layer.parameters, size, loss, layer)
+
+
+def _only(layer: LayerPlan, tried: Sequence[Tried], count: Count) -> Candidate:
+    """The one form that is left to a layer; its loss is that of the closest that was tried."""
+    same = [loss for offer, loss in tried if _alike(offer.layer, layer)]
+    size = count.of_layer(layer)
+    return _candidate(
+        layer, layer.predicted_bytes if size is None else size, min(same, default=0.0)
+    )
+
+
+def _alike(one: LayerPlan, other: LayerPlan) -> bool:
+    return (one.form, one.rank) == (other.form, other.rank)
+
+
+def _size_in_words(fixed: int) -> Callable[[float], str]:
+    return lambda amount: f"{(amount + fixed) / 2**20:.2f} MiB for the whole model"

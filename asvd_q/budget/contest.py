@@ -1,0 +1,143 @@
+"""Which forms of a layer are worth a trial, and which trials are worth offering.
+
+Quantizing is what costs time. A form is tried only while a bound below its loss lies under the
+convex hull of what was tried: under one budget for many layers nothing on or above the hull is
+chosen, but to use up a remainder. Bounds that cost nothing:
+
+- factors lose at least what truncation to their rank does;
+- with wider codes in both factors, or finer groups, a form of the same rank loses less.
+
+The second is a rule, not a theorem: trials are made from wide codes to narrow ones, and the share
+`_SLACK` of what a wider form lost is what a narrower one is bounded by.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from asvd_q.budget.offers import Offer
+from asvd_q.errors import NumericsError
+from asvd_q.plan import LayerPlan
+from asvd_q.search.knapsack import lower_hull
+
+__all__ = ["Tried", "contest", "undominated"]
+
+Tried = tuple[Offer, float]
+"""A form, and its predicted loss increase, nats per token."""
+
+_SLACK = 0.95
+
+_FAILURES = (NumericsError, ValueError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+
+logger = logging.getLogger("asvd_q")
+
+
+def contest(
+    offers: Sequence[Offer],
+    loss: Callable[[LayerPlan], float],
+    truncation: Callable[[int], float],
+) -> list[Tried]:
+    """Try the forms that can still win, wide codes first.
+
+    Args:
+        offers: of one layer.
+        loss: makes a form and predicts its loss. What it cannot make is left out.
+        truncation: loss of factors of some rank in floating point.
+
+    Returns:
+        Every form that was tried, with its loss.
+    """
+    tried: list[Tried] = []
+    hull = _Hull()
+    for offer in sorted(offers, key=_order):
+        layer = offer.layer
+        if layer.rank is not None:
+            floor = truncation(layer.rank)
+            if hull.beats(offer.bytes, max(floor, _SLACK * _wider(layer, tried))):
+                continue
+        try:
+            found = loss(layer)
+        except _FAILURES as error:
+            logger.info("%s: %s is no candidate: %s", layer.name, layer.form, error)
+            continue
+        if math.isfinite(found):
+            tried.append((offer, max(found, 0.0)))
+            hull.add(offer.bytes, max(found, 0.0))
+    return tried
+
+
+def undominated(tried: Sequence[Tried]) -> list[Tried]:
+    """Those that no other one beats in both bytes and loss, by falling bytes."""
+    kept: list[Tried] = []
+    least = math.inf
+    for offer, loss in sorted(tried, key=lambda pair: (pair[0].bytes, pair[1])):
+        if loss < least:
+            kept.append((offer, loss))
+            least = loss
+    return kept[::-1]
+
+
+def _order(offer: Offer) -> tuple[float, ...]:
+    """Dense forms first; then rank by rank, from wide codes and fine groups to coarse ones."""
+    layer = offer.layer
+    specs = [spec for spec in layer.quantization.values() if spec is not None]
+    widths = [spec.bits for spec in specs]
+    groups = [spec.group_width(layer.shape[1]) for spec in specs]
+    return (
+        layer.rank is not None,
+        -(layer.rank or 0),
+        max(groups, default=0),
+        -min(widths, default=32),
+        -sum(widths),
+    )
+
+
+def _wider(layer: LayerPlan, tried: Sequence[Tried]) -> float:
+    """The largest loss among tried forms of the same rank whose codes are nowhere narrower."""
+    return max(
+        (
+            loss
+            for offer, loss in tried
+            if offer.layer.form == layer.form
+            and offer.layer.rank == layer.rank
+            and _no_narrower(offer.layer, layer)
+        ),
+        default=0.0,
+    )
+
+
+def _no_narrower(one: LayerPlan, other: LayerPlan) -> bool:
+    for slot, spec in other.quantization.items():
+        wider = one.quantization[slot]
+        if wider is None or spec is None:
+            if wider is not None:
+                return False
+        elif wider.bits < spec.bits or wider.group_width(1 << 30) > spec.group_width(1 << 30):
+            return False
+    return True
+
+
+class _Hull:
+    """The lower convex hull of points (bytes, loss)."""
+
+    def __init__(self) -> None:
+        self._points: list[tuple[float, float]] = []
+
+    def add(self, size: float, loss: float) -> None:
+        points = np.array(sorted([*self._points, (size, loss)]))
+        self._points = [
+            (float(points[item, 0]), float(points[item, 1]))
+            for item in lower_hull(points[:, 0], points[:, 1])
+        ]
+
+    def beats(self, size: float, loss: float) -> bool:
+        """Whether the hull lies at or below a point."""
+        if not self._points or size < self._points[0][0]:
+            return False
+        sizes, losses = zip(*self._points, strict=True)
+        return bool(np.interp(size, sizes, losses) <= loss)

@@ -1,0 +1,51 @@
+"""What a format stores of a model, in bytes, and what it cannot hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from asvd_q.artefact import Exporter
+from asvd_q.plan import FLOAT_BYTES, FloatType, LayerPlan, Plan
+
+__all__ = ["STORE", "Count"]
+
+STORE = "store"
+"""The count of a store: codes at their own width, 16-bit scales, zero points."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """The bytes of one format.
+
+    Attributes:
+        float_type: of the store that is exported.
+        exporter: of the format; None is the store's own count.
+    """
+
+    float_type: FloatType
+    exporter: Exporter | None = None
+
+    @property
+    def name(self) -> str:
+        return STORE if self.exporter is None else self.exporter.name
+
+    def of_layer(self, layer: LayerPlan) -> int | None:
+        """Bytes of a layer's matrices; None where the format cannot hold it."""
+        if self.exporter is None:
+            return layer.predicted_bytes
+        if self.exporter.can_express(Plan(float_type=self.float_type, layers=(layer,))):
+            return None
+        return self.exporter.stored_bytes(layer)
+
+    def of_rest(self, plan: Plan) -> int:
+        """Bytes of the tensors that no layer plan covers."""
+        if self.exporter is None or self.exporter.float_type is None:
+            return plan.other_bytes
+        parameters = plan.other_bytes // FLOAT_BYTES[plan.float_type]
+        return parameters * FLOAT_BYTES[self.exporter.float_type]
+
+    def of_plan(self, plan: Plan) -> int | None:
+        """Bytes of the whole model; None where the format cannot hold one of its layers."""
+        layers = [self.of_layer(layer) for layer in plan]
+        known = [size for size in layers if size is not None]
+        return None if len(known) < len(layers) else sum(known) + self.of_rest(plan)

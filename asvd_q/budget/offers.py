@@ -1,0 +1,139 @@
+"""The forms that one layer may take. Pure: nothing is read and nothing is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from asvd_q.budget.counting import Count
+from asvd_q.models.refs import WeightRef
+from asvd_q.plan import LayerPlan, QuantSpec, Slot, factor_parameters
+from asvd_q.recipe import Recipe
+from asvd_q.search.planning import plan_layer
+
+__all__ = ["Offer", "layer_offers", "ranks_to_try"]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One form of a layer, and the bytes that it takes in the format that is counted for."""
+
+    layer: LayerPlan
+    bytes: int
+
+
+def layer_offers(weight: WeightRef, recipe: Recipe, count: Count) -> list[Offer]:
+    """All forms of a layer that the recipe allows and the format can hold.
+
+    Left out is what takes no fewer bytes than the layer in floating point, or than the same form
+    with codes that are nowhere narrower.
+
+    Args:
+        recipe: with `budget` and `quantize` sections.
+
+    Returns:
+        The layer in floating point first. A layer that `quantize` leaves out has no other form.
+    """
+    assert recipe.budget is not None
+    section = recipe.decompose
+    floats = plan_layer(weight, {"weight": None}, None, count.float_type)
+    offered = [_Specs(recipe, weight.name, "weight").all()]
+    found = list(_dense(weight, offered[0], count))
+    if section is not None and section.selects(weight.name):
+        for rank in ranks_to_try(weight.shape, section.rank_multiple, recipe.budget.ranks):
+            found += _pairs(weight, rank, recipe, count)
+    whole = count.of_layer(floats)
+    if whole is None:  # a format for codes alone
+        return _thinned(found)
+    return [Offer(floats, whole), *(one for one in _thinned(found) if one.bytes < whole)]
+
+
+def ranks_to_try(shape: tuple[int, int], multiple: int, most: int) -> list[int]:
+    """Ranks, ascending, that take fewer parameters than the layer, evenly spread.
+
+    Args:
+        shape: (out, in).
+        multiple: that every rank is one of.
+        most: how many.
+    """
+    whole = shape[0] * shape[1]
+    every = [
+        rank
+        for rank in range(multiple, min(shape), multiple)
+        if factor_parameters(shape, rank) < whole
+    ]
+    if len(every) <= most:
+        return every
+    return sorted({every[round((number + 1) * len(every) / most) - 1] for number in range(most)})
+
+
+@dataclass(frozen=True)
+class _Specs:
+    """The settings of one matrix with every width and group size on offer."""
+
+    recipe: Recipe
+    layer: str
+    slot: Slot
+
+    def all(self) -> list[QuantSpec]:
+        budget, quantize = self.recipe.budget, self.recipe.quantize
+        assert budget is not None
+        assert quantize is not None
+        base = quantize.spec_for(self.layer, self.slot)
+        if base is None:
+            return []
+        if base.method == "nf4":  # its width is fixed, and its blocks are its own
+            return [base]
+        settings = base.model_dump()
+        return [
+            QuantSpec(**settings | {"bits": bits, "group_size": group})
+            for group in budget.group_sizes
+            for bits in budget.bits
+        ]
+
+
+def _dense(weight: WeightRef, specs: Sequence[QuantSpec], count: Count) -> Iterator[Offer]:
+    for spec in specs:
+        yield from _offer(weight, {"weight": spec}, None, count)
+
+
+def _pairs(weight: WeightRef, rank: int, recipe: Recipe, count: Count) -> Iterator[Offer]:
+    """Factors of one rank; groups of one size in both."""
+    rights = _Specs(recipe, weight.name, "B").all()
+    for right in rights:
+        for left in _Specs(recipe, weight.name, "A").all():
+            if left.method != right.method or left.group_size == right.group_size:
+                yield from _offer(weight, {"B": right, "A": left}, rank, count)
+
+
+def _offer(
+    weight: WeightRef,
+    quantization: Mapping[Slot, QuantSpec | None],
+    rank: int | None,
+    count: Count,
+) -> Iterator[Offer]:
+    layer = plan_layer(weight, quantization, rank, count.float_type)
+    size = count.of_layer(layer)
+    if size is not None:
+        yield Offer(layer, size)
+
+
+def _thinned(offers: Sequence[Offer]) -> list[Offer]:
+    """Without those that another one, of the same form and wider codes, equals in bytes."""
+    best: dict[tuple[object, ...], Offer] = {}
+    for offer in offers:
+        layer = offer.layer
+        key = (layer.form, layer.rank, offer.bytes)
+        held = best.get(key)
+        if held is None or _width(layer) > _width(held.layer):
+            best[key] = offer
+    return list(best.values())
+
+
+def _width(layer: LayerPlan) -> tuple[int, int]:
+    """Bits of all codes, and then how fine their groups are: more of either loses less."""
+    specs = [(slot, spec) for slot, spec in layer.quantization.items() if spec is not None]
+    shapes = layer.slot_shapes()
+    bits = sum(shapes[slot][0] * shapes[slot][1] * spec.bits for slot, spec in specs)
+    scales = sum(shapes[slot][0] * spec.groups(shapes[slot][1]) for slot, spec in specs)
+    return bits, scales
