@@ -103,6 +103,7 @@ class Exporter(Protocol):
 
     name: ClassVar[str]
     options_model: ClassVar[type[BaseModel]]
+    options: BaseModel
     bounds: ParityBounds
     float_type: FloatType | None
     """Type that unquantized matrices are rounded to; None keeps the store's."""

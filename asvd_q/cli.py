@@ -39,6 +39,14 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key: decompose.alpha=0.4."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+SizeOption = Annotated[
+    str | None,
+    typer.Option("--size", metavar="SIZE", help='Budget: bytes of the whole model, "3.2 GiB".'),
+]
+BitsOption = Annotated[
+    float | None,
+    typer.Option("--bits-per-weight", help="Budget: bits per weight of the linear layers."),
+]
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="Folder of the source model, if it has moved since the run."),
@@ -77,16 +85,19 @@ def main() -> NoReturn:
 def run(
     recipe: RecipeArgument,
     overrides: SetOption = None,
+    size: SizeOption = None,
+    bits_per_weight: BitsOption = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Throw away what an earlier run left.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Carry out a recipe; run again, it goes on where it stopped."""
-    loaded = _load(recipe, overrides)
+    loaded = _load(recipe, _with_budget(overrides, size, bits_per_weight))
     from asvd_q import pipeline
+    from asvd_q.report import tables
     from asvd_q.report.progress import showing_progress
-    from asvd_q.report.tables import artefact_table, print_table, quality_table, size
+    from asvd_q.report.tables import artefact_table, print_table, quality_table
 
     console = _console()
     with showing_progress(_console(stderr=True)) as progress:
@@ -102,8 +113,9 @@ def run(
         print_table(console, artefact_table(record))
     for line in (
         f"layers: kept {record.parameters.ratio:.4f} of their parameters, "
-        f"{size(record.layer_bytes.before)} to {size(record.layer_bytes.after)}",
-        f"whole model: {size(record.total_bytes.before)} to {size(record.total_bytes.after)} "
+        f"{tables.size(record.layer_bytes.before)} to {tables.size(record.layer_bytes.after)}",
+        f"whole model: {tables.size(record.total_bytes.before)} to "
+        f"{tables.size(record.total_bytes.after)} "
         f"in the source's float type, codes at their own width",
         f"run folder: {loaded.output}",
     ):
@@ -122,15 +134,24 @@ def validate(recipe: RecipeArgument, overrides: SetOption = None) -> None:
 
 
 @app.command()
-def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+def plan(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    size: SizeOption = None,
+    bits_per_weight: BitsOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """What a recipe would do: layers, ranks, bytes, memory, time, exporters. Changes nothing."""
-    loaded = _load(recipe, overrides)
+    loaded = _load(recipe, _with_budget(overrides, size, bits_per_weight))
     from asvd_q.artefact import available_exporters
+    from asvd_q.budget.solving import BudgetResult
     from asvd_q.pipeline import prepare_known
+    from asvd_q.report import tables
+    from asvd_q.report.budget import budget_summary
     from asvd_q.report.estimate import estimate
-    from asvd_q.report.tables import Table, plan_table, print_table, size
+    from asvd_q.report.tables import Table, plan_table, print_table
 
-    prepared = prepare_known(loaded)
+    prepared, found = prepare_known(loaded)
     needed = estimate(prepared.recipe, prepared.skeleton, prepared.plan)
     exporters = [_export_outlook(prepared, name) for name in available_exporters()]
     if as_json:
@@ -138,6 +159,7 @@ def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOptio
             "plan": prepared.plan.model_dump(mode="json"),
             "kept_ratio": prepared.plan.kept_ratio,
             "predicted_bytes": prepared.plan.predicted_bytes,
+            "predicted_loss": found.predicted_loss if found is not None else None,
             "estimate": needed.model_dump(mode="json"),
             "exporters": exporters,
         }
@@ -149,7 +171,7 @@ def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOptio
         (
             str(entry["exporter"]),
             "yes" if entry["bytes"] is not None else "no",
-            "–" if entry["bytes"] is None else size(int(entry["bytes"])),
+            "–" if entry["bytes"] is None else tables.size(int(entry["bytes"])),
             str(entry["refusal"] or ""),
         )
         for entry in exporters
@@ -157,24 +179,33 @@ def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOptio
     print_table(console, Table("Exporters", ("exporter", "can hold it", "layers", "why not"), rows))
     _say(
         f"kept {prepared.plan.kept_ratio:.4f} of the layers' parameters; the model as a store "
-        f"counts it: {size(prepared.plan.predicted_bytes)}"
+        f"counts it: {tables.size(prepared.plan.predicted_bytes)}"
     )
+    if isinstance(found, BudgetResult):
+        for line in budget_summary(found):
+            _say(line)
     _say(
-        f"compression on {prepared.device}: about {size(needed.memory_bytes)} of memory and "
+        f"compression on {prepared.device}: about {tables.size(needed.memory_bytes)} of memory and "
         f"{needed.seconds:.0f} s, within a factor of two; nothing was changed"
     )
 
 
 @app.command()
 def search(
-    recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOption = False
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    size: SizeOption = None,
+    bits_per_weight: BitsOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Find the rank of every layer for the recipe's target; nothing is compressed.
+    """Find the rank, or the form, of every layer for the recipe's target; nothing is compressed.
 
     What is found is kept in the run folder, and `asvd-q run` takes it from there.
     """
-    loaded = _load(recipe, overrides)
+    loaded = _load(recipe, _with_budget(overrides, size, bits_per_weight))
     from asvd_q import pipeline
+    from asvd_q.budget.solving import BudgetResult
+    from asvd_q.report.budget import budget_summary, budget_table
     from asvd_q.report.progress import showing_progress
     from asvd_q.report.search import SEARCH, search_findings, search_summary, search_table
     from asvd_q.report.tables import print_table
@@ -182,6 +213,15 @@ def search(
     with showing_progress(_console(stderr=True)) as progress:
         result = pipeline.search(loaded, progress)
     folder = Path(loaded.output) / SEARCH
+    if isinstance(result, BudgetResult):
+        if as_json:
+            print((folder / "budget.json").read_text(), end="")  # noqa: T201
+            return
+        print_table(_console(), budget_table(result))
+        for line in budget_summary(result):
+            _say(line)
+        _say(f"the plan for a recipe, the table and the front: {folder}")
+        return
     if as_json:
         print((folder / "search.json").read_text(), end="")  # noqa: T201
         return
@@ -189,6 +229,36 @@ def search(
     for line in (*search_summary(result), *search_findings(result)):
         _say(line)
     _say(f"ranks for a recipe, the table and plots: {folder}")
+
+
+@app.command()
+def frontier(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    budgets: Annotated[
+        str,
+        typer.Option("--bits-per-weight", help="Budgets with commas; a row of them if left out."),
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """The best predicted model at every budget, beside plain RTN, NF4 and GPTQ.
+
+    Nothing is compressed; `asvd-q run RECIPE --bits-per-weight N` makes any of them.
+    """
+    loaded = _load(recipe, overrides)
+    from asvd_q import pipeline
+    from asvd_q.report.budget import front_content, front_table
+    from asvd_q.report.progress import showing_progress
+    from asvd_q.report.search import SEARCH
+    from asvd_q.report.tables import print_table
+
+    with showing_progress(_console(stderr=True)) as progress:
+        choices, uniform = pipeline.frontier(loaded, progress, _numbers(budgets))
+    if as_json:
+        print(json.dumps(front_content(choices, uniform), indent=1))  # noqa: T201
+        return
+    print_table(_console(), front_table(choices, uniform))
+    _say(f"numbers and plot: {Path(loaded.output) / SEARCH}")
 
 
 @app.command(name="export")
@@ -330,6 +400,36 @@ def _version(
 
         _say(f"asvd-q {__version__}")
         raise typer.Exit
+
+
+def _with_budget(
+    overrides: list[str] | None, size: str | None, bits_per_weight: float | None
+) -> list[str]:
+    """`--size` and `--bits-per-weight` take the place of whatever target a budget has."""
+    from asvd_q.errors import RecipeError
+    from asvd_q.recipe.budget import BUDGET_TARGETS
+
+    found = list(overrides or ())
+    given = {"size": size, "bits_per_weight": bits_per_weight}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    if len(chosen) > 1:
+        raise RecipeError("--size and --bits-per-weight are two targets: give one of them")
+    for key, value in chosen.items():
+        found += [f"budget.{target}=null" for target in BUDGET_TARGETS if target != key]
+        found.append(f"budget.{key}={json.dumps(value)}")
+    return found
+
+
+def _numbers(text: str) -> list[float]:
+    from asvd_q.errors import RecipeError
+
+    try:
+        found = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        found = [-1.0]
+    if any(not number > 0 for number in found):
+        raise RecipeError(f"--bits-per-weight {text}: give numbers above 0, with commas between")
+    return found
 
 
 def _load(path: Path, overrides: list[str] | None) -> Recipe:

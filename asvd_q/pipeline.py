@@ -11,9 +11,12 @@ from pathlib import Path
 from torch import Tensor
 
 from asvd_q.artefact import Exporter
+from asvd_q.budget.choice import Choice
+from asvd_q.budget.front import Uniform, front, reach, uniform_models
+from asvd_q.budget.solving import BudgetResult, budget_offering, format_count
 from asvd_q.compressing import RECIPE_FILE, SCRATCH, make_store
 from asvd_q.compression import Progress
-from asvd_q.errors import RecipeError, ResourceError
+from asvd_q.errors import RankError, RecipeError, ResourceError
 from asvd_q.evaluation.quality import Quality, TokenWindows, compare_quality, evaluate_quality
 from asvd_q.evaluation.runners import model_runner
 from asvd_q.evaluation.texts import proof_tokens
@@ -24,14 +27,15 @@ from asvd_q.plan import LayerPlan
 from asvd_q.preparation import Prepared, Tokens, prepare, read_tokens, require_exports
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.recipe import ExportSection, Recipe
+from asvd_q.report.budget import write_front
 from asvd_q.report.resources import StageMeter
 from asvd_q.report.run import RUN_FILE, ArtefactRecord, Quantity, RunRecord, versions
-from asvd_q.report.search import SEARCH, write_search
-from asvd_q.rounds import ROUNDS, search_and_compress, solve
+from asvd_q.report.search import SEARCH
+from asvd_q.rounds import ROUNDS, search_and_compress, solve, write_result
 from asvd_q.search.ranks import SearchResult
 from asvd_q.store import Store, is_store
 
-__all__ = ["export_run", "prepare_known", "run", "search"]
+__all__ = ["export_run", "frontier", "prepare_known", "run", "search"]
 
 _LOG_FILE = "log.txt"
 
@@ -52,7 +56,7 @@ def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord
     folder, meter = Path(recipe.output), StageMeter()
     with meter.stage("prepare"):
         prepared = prepare(recipe)
-        if recipe.search is None:
+        if not recipe.searches:
             require_exports(prepared)
         _require_claimable(folder)
         tokens = read_tokens(prepared, folder, progress)
@@ -60,7 +64,7 @@ def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord
         _check_disk(prepared, folder)
     with _log_to(folder / _LOG_FILE):
         progress = _logged(progress)
-        if recipe.search is None:
+        if not recipe.searches:
             with meter.stage("compress"):
                 store = make_store(prepared, folder, tokens.calibration, progress)
         else:
@@ -91,16 +95,53 @@ def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord
     return record
 
 
-def search(recipe: Recipe, progress: Progress) -> SearchResult:
-    """Carry out a recipe's rank search alone; what it finds is kept in the run folder."""
-    if recipe.search is None:
-        raise RecipeError("the recipe has no `search` section: there is nothing to search for")
+def search(recipe: Recipe, progress: Progress) -> SearchResult | BudgetResult:
+    """Carry out a recipe's search alone; what it finds is kept in the run folder."""
+    if not recipe.searches:
+        raise RecipeError(
+            "the recipe has no `search` or `budget` section: there is nothing to search for"
+        )
     prepared, folder = prepare(recipe), Path(recipe.output)
     tokens = read_tokens(prepared, folder, progress)
     make_folder(folder)
     result = solve(prepared, _calibration(tokens), folder, progress).result
-    write_search(result, folder / SEARCH)
+    write_result(result, folder)
     return result
+
+
+def frontier(
+    recipe: Recipe, progress: Progress, budgets: Sequence[float] = ()
+) -> tuple[list[Choice], list[Uniform]]:
+    """The best predicted model at every budget, whatever the recipe's own target is.
+
+    Args:
+        budgets: bits per weight of the linear layers; by default a row of them.
+
+    Returns:
+        The models, and plain quantization beside them; both lie in the run folder afterwards.
+    """
+    if recipe.budget is None:
+        raise RecipeError("the recipe has no `budget` section: there is nothing to choose from")
+    prepared, folder = prepare(recipe), Path(recipe.output)
+    tokens = read_tokens(prepared, folder, progress)
+    make_folder(folder)
+    tried, offering = budget_offering(
+        recipe,
+        prepared.model(),
+        _calibration(tokens),
+        format_count(recipe, prepared.float_type, prepared.exports),
+        folder / SEARCH,
+        progress,
+    )
+    choices, uniform = front(offering, budgets), uniform_models(tried, offering)
+    if not choices:
+        low, high = reach(offering)
+        raise RankError(
+            f"no budget can be met: the forms on offer reach from {low:.3f} to {high:.3f} bits "
+            "per weight"
+        )
+    write_front(choices, uniform, folder / SEARCH)
+    return choices, uniform
 
 
 def export_run(folder: Path, section: ExportSection, model: str | None = None) -> ArtefactRecord:
@@ -116,20 +157,22 @@ def export_run(folder: Path, section: ExportSection, model: str | None = None) -
     return artefact
 
 
-def prepare_known(recipe: Recipe) -> Prepared:
-    """A recipe with its ranks taken from a search that has been run; writes nothing.
+def prepare_known(recipe: Recipe) -> tuple[Prepared, SearchResult | BudgetResult | None]:
+    """A recipe with its forms taken from a search that has been run; writes nothing.
+
+    Returns:
+        With what that search has found, where the recipe wants one.
 
     Raises:
-        RecipeError: the recipe wants a search, and its sensitivities are not there.
+        RecipeError: the recipe wants a search, and what it needs is not there.
     """
     prepared = prepare(recipe)
-    if recipe.search is None:
-        return prepared
+    if not recipe.searches:
+        return prepared, None
     folder = Path(recipe.output)
     windows = _calibration(read_tokens(prepared, folder, known_only=True))
-    return solve(
-        prepared, windows, folder, lambda stage, done, total: None, known_only=True
-    ).prepared
+    found = solve(prepared, windows, folder, lambda stage, done, total: None, known_only=True)
+    return found.prepared, found.result
 
 
 def _calibration(tokens: Tokens) -> Tensor:
@@ -248,7 +291,7 @@ def _warnings(prepared: Prepared, store: Store) -> tuple[str, ...]:
     ]
     if prepared.pinned:
         count = len(prepared.pinned)
-        warnings.append(f"the target of `search` was solved again around {count} of the layers")
+        warnings.append(f"the target was solved again around {count} of the layers")
     return tuple(warnings)
 
 

@@ -57,10 +57,10 @@ class Prepared:
         """What becomes of every layer.
 
         Raises:
-            RecipeError: the ranks are still to be searched for.
+            RecipeError: the forms of its layers are still to be searched for.
         """
-        if self.recipe.search is not None:
-            raise RecipeError("the ranks of this recipe are still to be searched for")
+        if self.recipe.searches:
+            raise RecipeError("the forms of this recipe's layers are still to be searched for")
         plan = make_plan(self.recipe, self.source, self.skeleton, self.float_type)
         return plan.with_layers(self.pinned)
 

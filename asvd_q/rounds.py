@@ -1,10 +1,12 @@
-"""Search, compress, look; and solve the target again around what could not be compressed.
+"""Search, compress, look; and solve the target again where what came of it is not within it.
 
 A layer whose decomposition or quantization fails takes more than the search counted on. Where
 that breaks the budget, the layer is pinned to what it has become, and the rest has to make up
-for it. Every round pins a layer, or pins one to a larger form, so there is a last one.
+for it. Every round pins a layer, or pins one to a larger form, so there is a last one. A bound on
+the measured perplexity takes rounds of its own.
 
-    <run>/rounds.json     {"setbacks": {key of a store: [layer, …]}}
+    <run>/rounds.json     {"setbacks": {key of a store: [layer, …]},
+                           "losses": {key of a store: nats per token}, "dense": nats per token}
 
 What came of a round is kept under the key of its store, so that a run which goes on, or is
 repeated, comes to the last round without compressing anything for the others again.
@@ -13,6 +15,7 @@ repeated, comes to the last round without compressing anything for the others ag
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,18 +23,30 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from asvd_q.budget.choice import is_within
+from asvd_q.budget.explicit import with_plan
+from asvd_q.budget.measured import next_limit
+from asvd_q.budget.solving import BudgetResult, format_count, solve_budget
 from asvd_q.compressing import make_store, store_key
 from asvd_q.compression import Progress, check_weights
+from asvd_q.errors import RankError
+from asvd_q.evaluation.quality import TokenWindows, evaluate_quality
+from asvd_q.evaluation.runners import model_runner
 from asvd_q.files import write_text
-from asvd_q.plan import LayerPlan
+from asvd_q.models.assemble import Replaced
+from asvd_q.plan import LayerPlan, Plan
 from asvd_q.preparation import Prepared, require_exports
+from asvd_q.quantization import TORCH_TYPES
+from asvd_q.recipe import Recipe
+from asvd_q.report.budget import write_budget
 from asvd_q.report.resources import StageMeter
 from asvd_q.report.search import SEARCH, write_search
+from asvd_q.search.allocation import LossBound
 from asvd_q.search.ranks import SearchResult, search_ranks, with_ranks
 from asvd_q.search.targets import is_met
 from asvd_q.store import Store
 
-__all__ = ["ROUNDS", "Solution", "search_and_compress", "solve"]
+__all__ = ["ROUNDS", "Solution", "search_and_compress", "solve", "write_result"]
 
 ROUNDS = "rounds.json"
 
@@ -39,11 +54,19 @@ logger = logging.getLogger("asvd_q")
 
 
 class _Rounds(BaseModel):
-    """Per store key, the layers that kept a form which was not planned, as they are."""
+    """What became of stores, by their keys.
+
+    Attributes:
+        setbacks: the layers that kept a form which was not planned, as they are.
+        losses: mean next-token loss on the calibration tokens, nats.
+        dense: that of the dense model, once it was measured.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     setbacks: dict[str, tuple[LayerPlan, ...]] = {}
+    losses: dict[str, float] = {}
+    dense: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,13 +74,15 @@ class Solution:
     """What a search has come to.
 
     Attributes:
-        prepared: with the ranks that were found, and the layers that they were solved around.
-        earlier: keys of the stores of earlier rounds, none of which met the target.
+        prepared: with the forms that were found, and the layers that they were solved around.
+        earlier: keys of the stores of earlier rounds, which this one takes the place of.
+        settled: False where the store has to be looked at before it is known whether it will do.
     """
 
     prepared: Prepared
-    result: SearchResult
+    result: SearchResult | BudgetResult
     earlier: tuple[str, ...] = ()
+    settled: bool = True
 
 
 def solve(
@@ -68,7 +93,7 @@ def solve(
     *,
     known_only: bool = False,
 ) -> Solution:
-    """Find the ranks for a recipe's target, given all that earlier rounds in the folder found out.
+    """Find the forms for a recipe's target, given all that earlier rounds in the folder found out.
 
     Args:
         prepared: of a recipe that searches.
@@ -82,32 +107,40 @@ def solve(
         RankError: the target cannot be reached, or not any more; the message names the layers
             that it had to be solved around.
     """
-    search = prepared.recipe.search
-    assert search is not None
-    model, known = prepared.model(), _read(folder)
+    known = _read(folder)
     if not known_only:
-        check_weights(model, progress)
+        check_weights(prepared.model(), progress)
     pinned: dict[str, LayerPlan] = {}
-    earlier: tuple[str, ...] = ()
+    earlier: list[str] = []
+    seen: list[tuple[float, float, Solution]] = []
     while True:
-        result = search_ranks(
-            prepared.recipe,
-            model,
-            windows,
-            prepared.float_type,
-            folder / SEARCH,
-            progress,
-            pinned=pinned,
-            known_only=known_only,
-        )
-        recipe = with_ranks(prepared.recipe, result.ranks, in_floats=pinned)
-        solved = replace(prepared, recipe=recipe, pinned=dict(pinned))
+        limit = None
+        bound = _measured_bound(prepared.recipe, known.dense)
+        if bound is not None:
+            limit = next_limit(bound, [(predicted, loss) for predicted, loss, _ in seen])
+            if limit is None:
+                best = [found for found in seen if found[1] <= bound]
+                return _replacing(min(best, key=_bytes)[2], earlier)
+        result = _result(prepared, windows, folder, progress, limit, pinned, known_only)
+        solved = replace(prepared, recipe=_explicit(prepared, result, pinned), pinned=dict(pinned))
         key = store_key(solved, windows)
+        solution = Solution(solved, result, tuple(earlier))
         setbacks = {layer.name: layer for layer in known.setbacks.get(key, ())}
-        if not setbacks or is_met(search, solved.plan.with_layers(setbacks)):
-            return Solution(solved, result, earlier)
-        pinned |= setbacks
-        earlier = (*earlier, key)
+        if setbacks and not _meets(prepared, solved.plan.with_layers(setbacks)):
+            pinned |= setbacks
+            seen.clear()
+        elif bound is None:
+            return solution
+        elif key not in known.losses or known.dense is None:
+            return replace(solution, settled=False)
+        else:
+            assert isinstance(result, BudgetResult)
+            loss = known.losses[key] - known.dense
+            if any(one.prepared.plan == solved.plan for _, _, one in seen):
+                # The steps between neighbouring models are larger than what is left to gain.
+                return _end_of_steps(seen, bound, earlier)
+            seen.append((result.choice.loss, loss, solution))
+        earlier.append(key)
 
 
 def search_and_compress(
@@ -124,21 +157,159 @@ def search_and_compress(
         RankError, StoreError, NumericsError: as `solve` and `make_store`.
         ExportError: an exporter cannot hold what is to be compressed.
     """
-    search = prepared.recipe.search
-    assert search is not None
     while True:
         with meter.stage("search"):
             found = solve(prepared, windows, folder, progress)
-            write_search(found.result, folder / SEARCH)
+            write_result(found.result, folder)
             require_exports(found.prepared)
         with meter.stage("compress"):
             store = make_store(found.prepared, folder, windows, progress, replacing=found.earlier)
         setbacks = store.setbacks
-        if not setbacks or is_met(search, store.plan.with_layers(setbacks)):
+        if setbacks and not _meets(prepared, store.plan.with_layers(setbacks)):
+            names = ", ".join(setbacks)
+            logger.info("not compressed as planned, so the target is solved again: %s", names)
+            _remember(folder, setbacks={store.key: tuple(setbacks.values())})
+        elif found.settled:
             return found.prepared, store
-        names = ", ".join(setbacks)
-        logger.info("not compressed as planned, so the target is solved again around: %s", names)
-        _remember(folder, store.key, setbacks)
+        else:
+            with meter.stage("search"):
+                _measure(prepared, store, windows, folder, progress)
+
+
+def write_result(result: SearchResult | BudgetResult, folder: Path) -> None:
+    """Write what was found into a run folder."""
+    if isinstance(result, BudgetResult):
+        write_budget(result, folder / SEARCH)
+    else:
+        write_search(result, folder / SEARCH)
+
+
+def _result(
+    prepared: Prepared,
+    windows: Tensor,
+    folder: Path,
+    progress: Progress,
+    limit: float | None,
+    pinned: Mapping[str, LayerPlan],
+    known_only: bool,
+) -> SearchResult | BudgetResult:
+    recipe, model = prepared.recipe, prepared.model()
+    if recipe.budget is None:
+        return search_ranks(
+            recipe,
+            model,
+            windows,
+            prepared.float_type,
+            folder / SEARCH,
+            progress,
+            pinned=pinned,
+            known_only=known_only,
+        )
+    return solve_budget(
+        recipe,
+        model,
+        windows,
+        format_count(recipe, prepared.float_type, prepared.exports),
+        folder / SEARCH,
+        progress,
+        target=None if limit is None else LossBound(limit),
+        pinned=pinned,
+        known_only=known_only,
+    )
+
+
+def _explicit(
+    prepared: Prepared, result: SearchResult | BudgetResult, pinned: Mapping[str, LayerPlan]
+) -> Recipe:
+    if isinstance(result, BudgetResult):
+        return with_plan(prepared.recipe, result.choice.plan)
+    return with_ranks(prepared.recipe, result.ranks, in_floats=pinned)
+
+
+def _meets(prepared: Prepared, plan: Plan) -> bool:
+    recipe = prepared.recipe
+    if recipe.search is not None:
+        return is_met(recipe.search, plan)
+    assert recipe.budget is not None
+    return is_within(
+        recipe.budget, format_count(recipe, prepared.float_type, prepared.exports), plan
+    )
+
+
+def _measured_bound(recipe: Recipe, dense: float | None) -> float | None:
+    """The measured loss increase that a recipe allows; None where it sets no such bound.
+
+    Raises:
+        RankError: the dense model itself is above it.
+    """
+    if recipe.budget is None or recipe.budget.perplexity is None:
+        return None
+    rise = recipe.budget.perplexity_rise
+    if rise is not None:
+        return math.log1p(rise)
+    assert isinstance(recipe.budget.perplexity, float)
+    if dense is None:
+        return math.log1p(0.02)  # where to begin, until the dense model is measured
+    bound = math.log(recipe.budget.perplexity) - dense
+    if bound <= 0:
+        raise RankError(
+            f"budget.perplexity {recipe.budget.perplexity:g} cannot be reached: the dense model "
+            f"has {math.exp(dense):.4f} on the calibration tokens"
+        )
+    return bound
+
+
+def _end_of_steps(
+    seen: list[tuple[float, float, Solution]], bound: float, earlier: list[str]
+) -> Solution:
+    met = [found for found in seen if found[1] <= bound]
+    if not met:
+        raise RankError(
+            "budget.perplexity cannot be reached with the forms on offer: allow wider codes in "
+            "budget.bits, or a higher perplexity"
+        )
+    return _replacing(min(met, key=_bytes)[2], earlier)
+
+
+def _replacing(solution: Solution, earlier: list[str]) -> Solution:
+    return replace(solution, earlier=tuple(earlier))
+
+
+def _bytes(found: tuple[float, float, Solution]) -> int:
+    result = found[2].result
+    assert isinstance(result, BudgetResult)
+    return result.choice.total_bytes
+
+
+def _measure(
+    prepared: Prepared, store: Store, windows: Tensor, folder: Path, progress: Progress
+) -> None:
+    """Measure what a store loses on the calibration tokens, and remember it."""
+    assert prepared.recipe.calibration is not None
+    section = prepared.recipe.calibration
+    text = TokenWindows(corpus="calibration", split="train", sha256="", tokens=windows)
+
+    def loss_of(stage: str, replaced: Replaced | None) -> float:
+        runner = model_runner(
+            prepared.source,
+            replaced,
+            device=prepared.device,
+            dtype=TORCH_TYPES[prepared.recipe.compute_dtype],
+        )
+        found = evaluate_quality(
+            runner,
+            text,
+            batch_size=section.batch_size,
+            progress=lambda done, total: progress(stage, done, total),
+        )
+        return math.log(found.perplexity)
+
+    dense = _read(folder).dense
+    if dense is None:
+        dense = loss_of("measuring the dense model", None)
+    loss = loss_of("measuring", store.replaced)
+    logger.info("loss on the calibration tokens %.5f, of the dense model %.5f", loss, dense)
+    _remember(folder, losses={store.key: loss}, dense=dense)
 
 
 def _read(folder: Path) -> _Rounds:
@@ -149,7 +320,17 @@ def _read(folder: Path) -> _Rounds:
         return _Rounds()
 
 
-def _remember(folder: Path, key: str, setbacks: Mapping[str, LayerPlan]) -> None:
-    known = _read(folder).setbacks
-    rounds = _Rounds(setbacks={**known, key: tuple(setbacks.values())})
+def _remember(
+    folder: Path,
+    *,
+    setbacks: Mapping[str, tuple[LayerPlan, ...]] | None = None,
+    losses: Mapping[str, float] | None = None,
+    dense: float | None = None,
+) -> None:
+    known = _read(folder)
+    rounds = _Rounds(
+        setbacks={**known.setbacks, **(setbacks or {})},
+        losses={**known.losses, **(losses or {})},
+        dense=known.dense if dense is None else dense,
+    )
     write_text(folder / ROUNDS, rounds.model_dump_json(indent=1) + "\n")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from asvd_q.budget.contest import Tried, undominated
 from asvd_q.budget.counting import Count
+from asvd_q.budget.sweep import LayerTried
 from asvd_q.plan import LayerPlan, Plan
 from asvd_q.recipe import BudgetSection
 from asvd_q.search.allocation import Allocation, Budget, LossBound, Target, allocate
@@ -33,7 +34,7 @@ class Offering:
     def of(
         cls,
         base: Plan,
-        tried: Mapping[str, Sequence[Tried]],
+        tried: Mapping[str, LayerTried],
         count: Count,
         pinned: Mapping[str, LayerPlan],
     ) -> Offering:
@@ -45,10 +46,11 @@ class Offering:
         candidates: dict[str, tuple[Candidate, ...]] = {}
         for layer in base:
             fixed = pinned.get(layer.name)
-            found = [] if fixed is not None else undominated(tried.get(layer.name, ()))
+            own = tried.get(layer.name, LayerTried()).tried
+            found = [] if fixed is not None else undominated(own)
             candidates[layer.name] = tuple(
                 _candidate(offer.layer, offer.bytes, loss) for offer, loss in found
-            ) or (_only(fixed or layer, tried.get(layer.name, ()), count),)
+            ) or (_only(fixed or layer, own, count),)
         return cls(base, candidates, count)
 
     @property

@@ -21,18 +21,18 @@ import numpy as np
 import torch
 
 from asvd_q.budget.offers import Offer
-from asvd_q.errors import NumericsError
+from asvd_q.errors import MissingExtraError, NumericsError
 from asvd_q.plan import LayerPlan
 from asvd_q.search.knapsack import lower_hull
 
-__all__ = ["Tried", "contest", "undominated"]
+__all__ = ["Tried", "contest", "try_all", "undominated"]
 
 Tried = tuple[Offer, float]
 """A form, and its predicted loss increase, nats per token."""
 
 _SLACK = 0.95
 
-_FAILURES = (NumericsError, ValueError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+_FAILURES = (NumericsError, MissingExtraError, ValueError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 
 logger = logging.getLogger("asvd_q")
 
@@ -60,14 +60,24 @@ def contest(
             floor = truncation(layer.rank)
             if hull.beats(offer.bytes, max(floor, _SLACK * _wider(layer, tried))):
                 continue
+        for one, found in try_all([offer], loss):
+            tried.append((one, found))
+            hull.add(one.bytes, found)
+    return tried
+
+
+def try_all(offers: Sequence[Offer], loss: Callable[[LayerPlan], float]) -> list[Tried]:
+    """Forms with their losses; one that cannot be made is left out, and the log says why."""
+    tried: list[Tried] = []
+    for offer in offers:
+        layer = offer.layer
         try:
             found = loss(layer)
         except _FAILURES as error:
             logger.info("%s: %s is no candidate: %s", layer.name, layer.form, error)
             continue
         if math.isfinite(found):
-            tried.append((offer, max(found, 0.0)))
-            hull.add(offer.bytes, max(found, 0.0))
+            tried.append((offer, found))
     return tried
 
 

@@ -82,7 +82,7 @@ class BlockEvidence:
         prefix: str,
         sites: Sequence[Site],
         positions: Tensor,
-        predicted: int,
+        windows: torch.Size,
         device: torch.device,
     ) -> None:
         """
@@ -90,10 +90,11 @@ class BlockEvidence:
             block: loaded.
             prefix: its dotted path.
             positions: see `sample_positions`.
-            predicted: number of next-token losses that were summed.
+            windows: shape of the calibration tokens, (samples, tokens).
         """
         self._positions = positions
-        self._predicted = predicted
+        self._tokens = windows[1]
+        self._predicted = windows[0] * (windows[1] - 1)
         self._layers = {
             name: (block.get_submodule(name.removeprefix(prefix + ".")), site.name)
             for site in sites
@@ -168,12 +169,11 @@ class BlockEvidence:
 
     def _rows(self, value: Tensor) -> Tensor:
         """Rows of the flattened value that belong to the sample."""
-        count = self._positions.shape[1]
-        if value.dim() == 3 and value.shape[1] > int(self._positions.max()):
-            windows, tokens = value.shape[:2]
+        if value.dim() == 3 and value.shape[1] == self._tokens:
+            windows = value.shape[0]
             chosen = self._positions[self._batch : self._batch + windows]
-            return (torch.arange(windows)[:, None] * tokens + chosen).flatten().to(value.device)
-        # A layer that sees some of the tokens only, such as an expert of a mixture.
-        rows = value[..., 0].numel()
-        step = max(rows // max(count, 1), 1)
-        return torch.arange(0, rows, step, device=value.device)
+            starts = torch.arange(windows)[:, None] * self._tokens
+            return (starts + chosen).flatten().to(value.device)
+        # Flattened, or some of the tokens only, as an expert of a mixture sees them.
+        step = max(self._tokens // self._positions.shape[1], 1)
+        return torch.arange(0, value[..., 0].numel(), step, device=value.device)

@@ -11,7 +11,7 @@ from asvd_q.plan import LayerPlan, QuantSpec, Slot, factor_parameters
 from asvd_q.recipe import Recipe
 from asvd_q.search.planning import plan_layer
 
-__all__ = ["Offer", "layer_offers", "ranks_to_try"]
+__all__ = ["Offer", "layer_offers", "ranks_to_try", "uniform_offers"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,22 @@ def ranks_to_try(shape: tuple[int, int], multiple: int, most: int) -> list[int]:
     if len(every) <= most:
         return every
     return sorted({every[round((number + 1) * len(every) / most) - 1] for number in range(most)})
+
+
+def uniform_offers(weight: WeightRef, recipe: Recipe, count: Count) -> list[Offer]:
+    """What plain quantization of the whole model would make of a layer: a yardstick.
+
+    RTN and GPTQ of every width, in the first of the group sizes, and NF4 in its own blocks; what
+    the format cannot hold is left out.
+    """
+    assert recipe.budget is not None
+    group = recipe.budget.group_sizes[0]
+    specs = [
+        QuantSpec(method=method, bits=bits, group_size=group)
+        for method in ("rtn", "gptq")
+        for bits in recipe.budget.bits
+    ]
+    return list(_dense(weight, [*specs, QuantSpec(method="nf4", bits=4, group_size=64)], count))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Trials of all layers, block by block, from one pass forwards and one backwards.
 
-    <folder>/<key>/<layer>.json     {"key": …, "tried": [{"layer": …, "bytes": …, "loss": …}, …]}
+    <folder>/<key>/<layer>.json     {"key": …, "tried": [{"layer": …, "bytes": …, "loss": …}, …],
+                                     "uniform": […]}
 
 What was tried of a layer is kept as soon as it is known, under a key that covers all that it
 depends on; a sweep that was interrupted goes on with the layers that are missing.
@@ -9,27 +10,29 @@ depends on; a sweep that was interrupted goes on with the layers that are missin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from asvd_q.budget.contest import Tried, contest
+from asvd_q.budget.contest import Tried, contest, try_all
+from asvd_q.budget.counting import Count
 from asvd_q.budget.evidence import BlockEvidence, LayerEvidence, sample_positions
-from asvd_q.budget.offers import Offer
+from asvd_q.budget.offers import Offer, layer_offers, uniform_offers
 from asvd_q.budget.trials import LayerTrials
 from asvd_q.files import make_folder, write_text
 from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.refs import WeightRef
-from asvd_q.plan import FloatType, LayerPlan
+from asvd_q.plan import LayerPlan
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.recipe import Recipe
 from asvd_q.search.spectra import fisher_if_wanted
 from asvd_q.statistics.backward import backward_through_block, backward_through_head, keep_inputs
 from asvd_q.statistics.labels import NextTokenLoss
 
-__all__ = ["TrialCache", "sweep"]
+__all__ = ["LayerTried", "TrialCache", "sweep"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -47,6 +50,20 @@ class _Entry(BaseModel):
 
     key: str
     tried: tuple[_Trial, ...]
+    uniform: tuple[_Trial, ...]
+
+
+@dataclass(frozen=True)
+class LayerTried:
+    """What is known of one layer.
+
+    Attributes:
+        tried: its candidates; none where no token reaches it.
+        uniform: what plain quantization of the whole model would make of it.
+    """
+
+    tried: Sequence[Tried] = ()
+    uniform: Sequence[Tried] = ()
 
 
 class TrialCache:
@@ -57,34 +74,38 @@ class TrialCache:
         self._key = key
         self._folder = folder / key[:16]
 
-    def load(self) -> dict[str, list[Tried]]:
+    def load(self) -> dict[str, LayerTried]:
         """Everything stored under the key, by layer."""
-        found: dict[str, list[Tried]] = {}
+        found: dict[str, LayerTried] = {}
         for path in sorted(self._folder.glob("*.json")):
             try:
                 entry = _Entry.model_validate_json(path.read_bytes())
             except ValidationError:  # damaged: tried again
                 continue
             if entry.key == self._key:
-                found[path.stem] = [(Offer(one.layer, one.bytes), one.loss) for one in entry.tried]
+                found[path.stem] = LayerTried(_read(entry.tried), _read(entry.uniform))
         return found
 
-    def add(self, name: str, tried: Sequence[Tried]) -> None:
-        """Keep a layer's trials; none at all for one that no token reaches."""
+    def add(self, name: str, found: LayerTried) -> None:
+        """Keep what was found of a layer."""
         make_folder(self._folder)
-        trials = tuple(
-            _Trial(layer=offer.layer, bytes=offer.bytes, loss=loss) for offer, loss in tried
-        )
-        text = _Entry(key=self._key, tried=trials).model_dump_json()
-        write_text(self._folder / f"{name}.json", text + "\n")
+        entry = _Entry(key=self._key, tried=_kept(found.tried), uniform=_kept(found.uniform))
+        write_text(self._folder / f"{name}.json", entry.model_dump_json() + "\n")
+
+
+def _read(trials: Sequence[_Trial]) -> list[Tried]:
+    return [(Offer(one.layer, one.bytes), one.loss) for one in trials]
+
+
+def _kept(tried: Sequence[Tried]) -> tuple[_Trial, ...]:
+    return tuple(_Trial(layer=offer.layer, bytes=offer.bytes, loss=loss) for offer, loss in tried)
 
 
 def sweep(
     recipe: Recipe,
     model: BlockwiseModel,
     windows: Tensor,
-    float_type: FloatType,
-    offers: Mapping[str, Sequence[Offer]],
+    count: Count,
     cache: TrialCache,
     *,
     folder: Path | None = None,
@@ -99,8 +120,7 @@ def sweep(
         recipe: with `budget`, `quantize` and `calibration` sections.
         model: dense; nothing in it is changed.
         windows: int64 (samples, tokens).
-        float_type: of what is not quantized.
-        offers: by layer.
+        count: of the format that is chosen for.
         folder: an existing folder that keeps the blocks' inputs instead of memory.
         progress: called with the number of blocks done, forwards, and of layers tried.
 
@@ -113,7 +133,7 @@ def sweep(
     pending = [
         weight
         for weight in model.skeleton.weights
-        if weight.name in offers and weight.name not in known
+        if weight.block is not None and weight.name not in known
     ]
     if not pending:
         return
@@ -122,7 +142,6 @@ def sweep(
     if section is not None:
         fisher = fisher_if_wanted(model, windows, pending, section, folder)
     positions = sample_positions(len(windows), windows.shape[1], recipe.budget.sample, recipe.seed)
-    predicted = windows.shape[0] * (windows.shape[1] - 1)
     batches = torch.split(windows, recipe.calibration.batch_size)
     with model.outside() as outside:
         model.embed(outside, windows[:1])  # the shape that sites are found on
@@ -145,17 +164,15 @@ def sweep(
         entering = inputs.pop()
         sites = find_sites(model, block, index, entering[0][:1], set(wanted)) if wanted else []
         prefix = model.skeleton.block_name(index)
-        with BlockEvidence(block, prefix, sites, positions, predicted, model.device) as probe:
+        with BlockEvidence(block, prefix, sites, positions, windows.shape, model.device) as probe:
             backward_through_block(model, block, index, entering, gradients, probe)
         del block, entering
         evidence = probe.layers()
         for name, weight in wanted.items():
-            tried: list[Tried] = []
+            found = LayerTried()
             if name in evidence:
-                tried = _tried(
-                    recipe, model, weight, float_type, evidence.pop(name), fisher, offers[name]
-                )
-            cache.add(name, tried)
+                found = _tried(recipe, model, weight, count, evidence.pop(name), fisher)
+            cache.add(name, found)
             done += 1
             progress("budget: trying forms", done, total)
 
@@ -165,12 +182,12 @@ def _tried(
     recipe: Recipe,
     model: BlockwiseModel,
     weight: WeightRef,
-    float_type: FloatType,
+    count: Count,
     evidence: LayerEvidence,
     fisher: Mapping[str, Tensor],
-    offers: Sequence[Offer],
-) -> list[Tried]:
-    matrix = weight.take(model.source.tensor(weight.tensor_name)).to(TORCH_TYPES[float_type])
+) -> LayerTried:
+    dtype = TORCH_TYPES[count.float_type]
+    matrix = weight.take(model.source.tensor(weight.tensor_name)).to(dtype)
     trials = LayerTrials(
         weight.name,
         matrix.to(model.device),
@@ -179,4 +196,6 @@ def _tried(
         seed=recipe.seed,
         fisher=fisher.get(weight.name),
     )
-    return contest(offers, trials.loss, lambda rank: float(trials.truncation[rank]))
+    offers = layer_offers(weight, recipe, count)
+    tried = contest(offers, trials.loss, lambda rank: float(trials.truncation[rank]))
+    return LayerTried(tried, try_all(uniform_offers(weight, recipe, count), trials.loss))

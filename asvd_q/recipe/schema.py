@@ -175,6 +175,11 @@ class Recipe(Section):
         """Whether layers are fitted to what the dense model makes of the same tokens."""
         return any(part is not None and part.refit for part in (self.decompose, self.quantize))
 
+    @property
+    def searches(self) -> bool:
+        """Whether the forms of the layers are still to be found."""
+        return self.search is not None or self.budget is not None
+
     def resolved_yaml(self) -> str:
         """The recipe with every default written out; loading it gives an equal recipe."""
         return dump_yaml(self.model_dump(mode="json"))

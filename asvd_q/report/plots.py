@@ -15,6 +15,7 @@ __all__ = [
     "NATS",
     "OTHER",
     "part_of",
+    "plot_budgets",
     "plot_kept_ratios",
     "plot_predictions",
     "plot_sensitivities",
@@ -114,6 +115,43 @@ def plot_predictions(
     axes.set_xlabel(f"predicted: sum over the layers, {unit}")
     axes.set_ylabel(f"measured: all layers truncated, {NATS}")
     axes.set_title("Predicted and measured loss increase")
+    axes.legend(frameon=False)
+    return save()
+
+
+def plot_budgets(
+    choices: Sequence[tuple[float, float]],
+    uniform: Mapping[str, Sequence[tuple[float, float]]],
+    folder: Path,
+    name: str = "budgets",
+    *,
+    chosen: tuple[float, float] | None = None,
+) -> list[Path]:
+    """Predicted loss by size, of chosen models and of plain quantization.
+
+    Args:
+        choices: (bits per weight, loss increase) of the best model at every budget.
+        uniform: method → the same of models whose layers are all quantized alike.
+        folder: an existing folder.
+        chosen: the model that a recipe's budget comes to.
+    """
+    axes, save = _canvas(folder, name)
+    least = 1e-6  # of a logarithmic axis
+
+    def spots(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+        return [bits for bits, _ in points], [max(loss, least) for _, loss in points]
+
+    axes.plot(*spots(choices), color="#2f6fb0", linewidth=1.5, label="chosen layer by layer")
+    for (method, points), marker in zip(uniform.items(), "sD^vo", strict=False):
+        axes.plot(*spots(points), color="#6b6b6b", marker=marker, linestyle=":", label=method)
+    if chosen is not None:
+        axes.scatter(
+            *spots([chosen]), color="#d1622b", s=70, zorder=3, label="this recipe's budget"
+        )
+    axes.set_yscale("log")
+    axes.set_xlabel("bits per weight of the linear layers")
+    axes.set_ylabel(f"predicted loss increase, {NATS}")
+    axes.set_title("What a budget costs")
     axes.legend(frameon=False)
     return save()
 

@@ -22,7 +22,7 @@ from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.refs import WeightRef
 from asvd_q.recipe import CalibrationSection, DecomposeSection, Recipe, SearchSection
 
-__all__ = ["Progress", "SearchContext", "measured_key"]
+__all__ = ["Progress", "SearchContext", "hidden_states", "measured_key"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -87,10 +87,7 @@ class SearchContext:
                 "the ranks of this recipe come from a search that has not been run: run "
                 "`asvd-q search` on it first"
             )
-        if self.calibration.hidden_states == "memory":
-            yield None
-            return
-        with scratch_folder(self.folder / _SCRATCH) as scratch:
+        with hidden_states(self.calibration, self.folder) as scratch:
             yield scratch
 
     def remove_scratch(self) -> None:
@@ -105,6 +102,16 @@ class SearchContext:
         """
         scaling = self.section.model_dump(include={"scaling", "alpha", "damping"})
         return measured_key(self.model, self.windows, scaling=scaling, **content)
+
+
+@contextmanager
+def hidden_states(calibration: CalibrationSection, folder: Path) -> Iterator[Path | None]:
+    """A folder for hidden states, gone afterwards, if the recipe wants them on disk."""
+    if calibration.hidden_states == "memory":
+        yield None
+        return
+    with scratch_folder(folder / _SCRATCH) as scratch:
+        yield scratch
 
 
 def measured_key(model: BlockwiseModel, windows: Tensor, **content: Any) -> str:

@@ -56,6 +56,11 @@ class SearchResult:
         return self.allocation.ranks
 
     @property
+    def predicted_loss(self) -> float | None:
+        """Increase of the mean next-token loss, nats per token; None where none is predicted."""
+        return self.allocation.loss if self.predicts_loss else None
+
+    @property
     def kept(self) -> dict[str, float]:
         """Kept ratio of every searched layer; 1 where it stays dense."""
         chosen = self.allocation.chosen

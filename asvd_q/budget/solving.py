@@ -1,0 +1,165 @@
+"""From a recipe with a budget to the forms of all layers; what was tried before comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from asvd_q.artefact import Exporter
+from asvd_q.budget.choice import Choice, Offering, choose, make_target
+from asvd_q.budget.counting import STORE, Count
+from asvd_q.budget.sweep import LayerTried, TrialCache, sweep
+from asvd_q.errors import RankError, RecipeError
+from asvd_q.exporting import make_exporter
+from asvd_q.models.blockwise import BlockwiseModel
+from asvd_q.plan import FloatType, LayerPlan
+from asvd_q.recipe import ExportSection, Recipe
+from asvd_q.search.allocation import Target
+from asvd_q.search.context import hidden_states, measured_key
+from asvd_q.search.planning import make_plan
+
+__all__ = ["BudgetResult", "budget_offering", "format_count", "solve_budget"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BudgetResult:
+    """What a budget was spent on.
+
+    Attributes:
+        tried: of every layer.
+        offering: what the choice was made from.
+    """
+
+    tried: Mapping[str, LayerTried]
+    offering: Offering
+    choice: Choice
+
+    @property
+    def predicted_loss(self) -> float:
+        """Increase of the mean next-token loss, nats per token."""
+        return self.choice.loss
+
+
+def format_count(
+    recipe: Recipe, float_type: FloatType, exports: tuple[tuple[ExportSection, Exporter], ...]
+) -> Count:
+    """Whose bytes a recipe's budget counts.
+
+    Args:
+        exports: of the recipe; a format that is none of them counts with its default options.
+
+    Raises:
+        ExportError: no such format.
+    """
+    assert recipe.budget is not None
+    name = recipe.budget.format
+    if name == STORE:
+        return Count(float_type)
+    for section, exporter in exports:
+        if section.format == name:
+            return Count(float_type, exporter)
+    return Count(float_type, make_exporter(name, {}, where="budget.format", file="the recipe"))
+
+
+def budget_offering(
+    recipe: Recipe,
+    model: BlockwiseModel,
+    windows: Tensor,
+    count: Count,
+    folder: Path,
+    progress: Progress,
+    *,
+    pinned: Mapping[str, LayerPlan] | None = None,
+    known_only: bool = False,
+) -> tuple[Mapping[str, LayerTried], Offering]:
+    """Everything there is to choose from under a recipe, whatever its target.
+
+    Args:
+        recipe: with `budget`, `quantize` and `calibration` sections.
+        model: the dense model.
+        windows: calibration tokens, int64 (samples, tokens).
+        folder: where all that is tried is kept; an interrupted sweep goes on from there.
+        pinned: layers that cannot be chosen for any more, as they are.
+        known_only: run nothing and write nothing.
+
+    Raises:
+        RecipeError: `known_only`, and something was not tried before.
+        NumericsError: naming a layer whose inputs are not finite.
+    """
+    assert recipe.calibration is not None
+    cache = TrialCache(folder, _key(recipe, model, windows, count))
+    names = [weight.name for weight in model.skeleton.weights if weight.block is not None]
+    tried = cache.load()
+    if any(name not in tried for name in names):
+        if known_only:
+            raise RecipeError(
+                "this recipe's budget needs a search that has not been run: run `asvd-q search` "
+                "on it first"
+            )
+        with hidden_states(recipe.calibration, folder) as scratch:
+            sweep(recipe, model, windows, count, cache, folder=scratch, progress=progress)
+        tried = cache.load()
+    floats = recipe.model_copy(update={"budget": None, "decompose": None, "quantize": None})
+    base = make_plan(floats, model.source, model.skeleton, count.float_type)
+    return tried, Offering.of(base, tried, count, pinned or {})
+
+
+def solve_budget(
+    recipe: Recipe,
+    model: BlockwiseModel,
+    windows: Tensor,
+    count: Count,
+    folder: Path,
+    progress: Progress,
+    *,
+    target: Target | None = None,
+    pinned: Mapping[str, LayerPlan] | None = None,
+    known_only: bool = False,
+) -> BudgetResult:
+    """Try what the layers may become, then spend the budget where it helps most.
+
+    Args:
+        target: instead of the recipe's.
+
+    Raises:
+        RankError: the target lies outside what the candidates reach.
+        RecipeError, NumericsError: as `budget_offering`.
+    """
+    assert recipe.budget is not None
+    tried, offering = budget_offering(
+        recipe, model, windows, count, folder, progress, pinned=pinned, known_only=known_only
+    )
+    try:
+        choice = choose(offering, target or make_target(recipe.budget, offering))
+    except RankError as error:
+        around = f", around {', '.join(pinned)}" if pinned else ""
+        raise RankError(f"budget: {error}{around}") from None
+    return BudgetResult(tried, offering, choice)
+
+
+def _key(recipe: Recipe, model: BlockwiseModel, windows: Tensor, count: Count) -> str:
+    """Hash of all that trials depend on; the target is no part of it."""
+    budget, quantize, section = recipe.budget, recipe.quantize, recipe.decompose
+    assert budget is not None
+    assert quantize is not None
+    options = None if count.exporter is None else count.exporter.options.model_dump(mode="json")
+    return measured_key(
+        model,
+        windows,
+        budget=budget.model_dump(
+            mode="json",
+            include={"format", "bits", "group_sizes", "ranks", "correction_ranks", "sample"},
+        ),
+        options=options,
+        float_type=count.float_type,
+        quantize=quantize.model_dump(mode="json", exclude={"refit", "refit_damping", "max_error"}),
+        decompose=None
+        if section is None
+        else section.model_dump(mode="json", exclude={"refit", "refit_damping"}),
+        seed=recipe.seed,
+    )
