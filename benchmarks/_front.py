@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks._compressions import CasePoint
 
-__all__ = ["front", "plot_front"]
+__all__ = ["front", "plot_budget", "plot_front"]
 
 _PLAIN, _FACTORS, _PEER = "#6b6b6b", "#2f6fb0", "#d1622b"
 
@@ -66,6 +66,49 @@ def plot_front(points: Sequence[CasePoint], corpora: Sequence[str], path: Path) 
     panels[0][0].set_ylabel("perplexity")
     for colour, words in ((_PLAIN, "codes"), (_FACTORS, "factors"), (_PEER, "other packages")):
         panels[0][0].scatter([], [], s=18, color=colour, label=words)
+    panels[0][0].legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def plot_budget(
+    lines: Mapping[str, Sequence[tuple[float, Mapping[str, float]]]],
+    beside: Sequence[CasePoint],
+    corpora: Sequence[str],
+    path: Path,
+) -> None:
+    """One panel per corpus: perplexity by bits per weight, a line per variant, others as points.
+
+    Args:
+        lines: variant → (bits per weight, perplexity by corpus).
+        beside: compressions with one setting for all layers.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(
+        1, len(corpora), figsize=(5.2 * len(corpora), 4.6), squeeze=False, layout="constrained"
+    )
+    for axes, name in zip(panels[0], corpora, strict=True):
+        shown = [(bits, values[name]) for line in lines.values() for bits, values in line]
+        highest, widest = 1.3 * max(y for _, y in shown), 1.1 * max(x for x, _ in shown)
+        for point in beside:
+            spot = (point.bits_per_weight, point.perplexity[name])
+            if spot[0] <= widest and spot[1] <= highest:
+                axes.scatter(*spot, s=18, color=_colour(point), zorder=3)
+                axes.annotate(
+                    point.name, spot, fontsize=6, xytext=(3, 3), textcoords="offset points"
+                )
+        for variant, line in lines.items():
+            spots = sorted((bits, values[name]) for bits, values in line)
+            axes.plot(*zip(*spots, strict=True), linewidth=1.2, label=variant)
+        axes.set(yscale="log", title=name, xlabel="bits per weight of the linear layers")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    panels[0][0].set_ylabel("perplexity")
     panels[0][0].legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,9 @@ from rich.console import Console
 from torch import Tensor
 
 from asvd_q import __version__
+from asvd_q.budget.choice import Offering
+from asvd_q.budget.solving import budget_offering, format_count
+from asvd_q.budget.sweep import LayerTried
 from asvd_q.compression import Calibration, compress
 from asvd_q.evaluation.quality import TokenWindows, evaluate_quality
 from asvd_q.evaluation.runners import model_runner
@@ -174,7 +177,7 @@ class Bench:
         return self._calibration[key]
 
     def recipe(self, sections: dict[str, Any]) -> Recipe:
-        """A recipe for this model of `decompose`, `search` and `quantize` sections.
+        """A recipe for this model of `decompose`, `search`, `budget` and `quantize` sections.
 
         Its corpus is a stand-in: the calibration tokens are those of the options. What else the
         sections say of `calibration` holds.
@@ -188,15 +191,20 @@ class Bench:
         fields = {"model": {"path": str(self.options.model)}}
         return Recipe.model_validate(fields | sections | {"calibration": calibration})
 
-    def plan(self, sections: dict[str, Any]) -> Plan:
+    def plan(self, sections: dict[str, Any] | Recipe) -> Plan:
         """The plan of a recipe with explicit ranks."""
-        return make_plan(self.recipe(sections), self.source, self.skeleton, self.float_type)
+        recipe = sections if isinstance(sections, Recipe) else self.recipe(sections)
+        return make_plan(recipe, self.source, self.skeleton, self.float_type)
 
     def compress(
-        self, recipe: dict[str, Any], folder: Path, calibration: Sequence[str] | None = None
+        self,
+        recipe: dict[str, Any] | Recipe,
+        folder: Path,
+        calibration: Sequence[str] | None = None,
     ) -> Store:
         """Carry out a recipe on the calibration tokens; the store lies in `folder`."""
-        parsed, plan = self.recipe(recipe), self.plan(recipe)
+        parsed = recipe if isinstance(recipe, Recipe) else self.recipe(recipe)
+        plan = self.plan(parsed)
         assert parsed.calibration is not None
         header = StoreHeader(
             key="benchmark", asvd_q=__version__, source=self.source.identity, plan=plan
@@ -235,6 +243,17 @@ class Bench:
         )
         return result.ranks
 
+    def offering(self, recipe: Recipe, folder: Path) -> tuple[Mapping[str, LayerTried], Offering]:
+        """What a recipe's `budget` has to choose from; trials are kept in `folder`."""
+        return budget_offering(
+            recipe,
+            BlockwiseModel(self.source, skeleton=self.skeleton),
+            self.calibration(),
+            format_count(recipe, self.float_type, ()),
+            folder,
+            lambda stage, done, total: None,
+        )
+
     def perplexities(self, replaced: Replaced | None = None) -> dict[str, float]:
         """Perplexity per corpus, of the dense model or of a store's `replaced`."""
         runner = model_runner(self.source, replaced)
@@ -244,7 +263,7 @@ class Bench:
         }
 
     def compressed(
-        self, recipe: dict[str, Any], calibration: Sequence[str] | None = None
+        self, recipe: dict[str, Any] | Recipe, calibration: Sequence[str] | None = None
     ) -> Compressed:
         """Carry out a recipe and evaluate what it leaves."""
         with tempfile.TemporaryDirectory() as folder:

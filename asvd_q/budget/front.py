@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from asvd_q.budget.choice import Choice, Offering, choose
 from asvd_q.budget.sweep import LayerTried
 from asvd_q.errors import RankError
-from asvd_q.search.allocation import Budget
+from asvd_q.search.allocation import Budget, LossBound
 
 __all__ = ["Uniform", "front", "reach", "uniform_models"]
 
-_DEFAULT_POINTS = 25
+_DEFAULT_POINTS = 21
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,12 @@ def front(offering: Offering, budgets: Sequence[float] = ()) -> list[Choice]:
     """The choice at every budget, by falling bytes; those out of reach are left out.
 
     Args:
-        budgets: bits per weight; by default a geometric row from the fewest bits up to 8.5.
+        budgets: bits per weight; by default a geometric row up to 8.5, from where the perplexity
+            is predicted to double.
     """
     if not budgets:
-        low, high = reach(offering)
-        high = min(high, 8.5)
+        low = choose(offering, LossBound(math.log(2))).bits_per_weight
+        high = max(min(reach(offering)[1], 8.5), low)
         steps = _DEFAULT_POINTS - 1
         budgets = [low * (high / low) ** (step / steps) for step in range(steps + 1)]
     found: list[Choice] = []

@@ -85,7 +85,8 @@ __all__ = ["recipe_file"]
         ),
         (
             "decompose.kept_ratio=null",
-            "decompose: needs `kept_ratio` or `ranks`, or the recipe a `search` or `budget` section",
+            "decompose: needs `kept_ratio` or `ranks`, or the recipe a `search` or `budget` "
+            "section",
         ),
         ("quantize.bits=1", "quantize.bits is 1: allowed is at least 2 and at most 8"),
         ("quantize.bits=4.0", "quantize.bits is 4.0: expected a whole number"),
