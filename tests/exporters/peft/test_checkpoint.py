@@ -173,7 +173,8 @@ def test_conv1d(tmp_path: Path) -> None:
     store = corrected_store(
         tmp_path / "store",
         source,
-        lambda name: Corrected(INT4, 3) if "c_attn" in name or "c_fc" in name else INT4,
+        # transformers initializes GPT-2's c_proj, which fails where that is codes.
+        lambda name: None if "c_proj" in name else Corrected(INT4, 3 if "attn" in name else 64),
     )
     exporter = PeftExporter()
     folder = export(exporter, store, tmp_path / "out")
