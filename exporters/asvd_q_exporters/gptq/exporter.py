@@ -15,10 +15,9 @@ from asvd_q_exporters._options import (
     KERNEL_BOUNDS,
     CheckpointOptions,
     coarsest,
-    float_bytes,
 )
 from asvd_q_exporters._runner import quiet
-from asvd_q_exporters.gptq.layout import packed_layout
+from asvd_q_exporters.gptq.layout import stored_bytes
 from asvd_q_exporters.gptq.refusals import refusals as refusals_of
 
 if TYPE_CHECKING:
@@ -65,12 +64,7 @@ class GptqExporter:
 
     def stored_bytes(self, layer: LayerPlan) -> int:
         """Bytes of the layer's tensors: packed codes, zero points, scales, g_idx, floats."""
-        packed = sum(
-            packed_layout(shape, spec).nbytes
-            for slot, shape in layer.slot_shapes().items()
-            if (spec := layer.quantization[slot]) is not None
-        )
-        return packed + float_bytes(layer, self.float_type)
+        return stored_bytes(layer, self.float_type)
 
     def write(self, store: Store, folder: Path) -> None:
         """Write weights, both configurations, tokenizer and, with factors, the modelling file.

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asvd_q.plan import QuantSpec
+from asvd_q.plan import FloatType, LayerPlan, QuantSpec
+from asvd_q_exporters._options import float_bytes
 
-__all__ = ["BITS", "GROUP_SIZES", "METHODS", "MULTIPLE", "PackedLayout", "packed_layout"]
+__all__ = [
+    "BITS",
+    "GROUP_SIZES",
+    "METHODS",
+    "MULTIPLE",
+    "PackedLayout",
+    "packed_layout",
+    "stored_bytes",
+]
 
 BITS = (2, 3, 4, 8)
 """Widths that transformers and optimum accept."""
@@ -57,3 +66,17 @@ def packed_layout(shape: tuple[int, int], spec: QuantSpec) -> PackedLayout:
         scales=(groups, rows),
         g_idx=(columns,),
     )
+
+
+def stored_bytes(layer: LayerPlan, dtype: FloatType | None) -> int:
+    """Bytes of a layer's matrices: packed codes, zero points, scales, g_idx, and floats.
+
+    Args:
+        dtype: of the matrices that are not quantized; see `float_bytes`.
+    """
+    packed = sum(
+        packed_layout(shape, spec).nbytes
+        for slot, shape in layer.slot_shapes().items()
+        if (spec := layer.quantization[slot]) is not None
+    )
+    return packed + float_bytes(layer, dtype)

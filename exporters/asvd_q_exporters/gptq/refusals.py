@@ -34,6 +34,13 @@ def common_spec(plan: Plan) -> QuantSpec | None:
 
 
 def _of_layer(layer: LayerPlan) -> Iterator[Refusal]:
+    if layer.form == "correction":
+        yield Refusal(
+            layer.name,
+            "the GPTQ format has no place for a correction beside the codes",
+            "export it with peft or onnx",
+        )
+        return
     for slot, shape in layer.slot_shapes().items():
         spec = layer.quantization[slot]
         if spec is None:

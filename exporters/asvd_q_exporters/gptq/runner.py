@@ -15,13 +15,21 @@ from asvd_q.quantization import TORCH_TYPES
 from asvd_q_exporters._runner import load_model, quiet
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from asvd_q.plan import FloatType
 
-__all__ = ["open_runner"]
+__all__ = ["load", "open_runner", "versions"]
 
 
 def open_runner(folder: Path, compute_type: FloatType) -> TorchRunner:
-    """Load the checkpoint for the CPU, with the one kernel that is right for every setting."""
+    """The checkpoint on the CPU."""
+    model = load(folder, compute_type)
+    return TorchRunner(model, f"{versions()}, CPU, {compute_type}")
+
+
+def load(folder: Path, compute_type: FloatType) -> PreTrainedModel:
+    """Load a checkpoint for the CPU, with the one kernel that is right for every setting."""
     # gptqmodel starts a pool that wants more workers than a small machine has cores.
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     with quiet():
@@ -30,11 +38,15 @@ def open_runner(folder: Path, compute_type: FloatType) -> TorchRunner:
     for module in model.modules():
         # It is compiled at the first call, which takes a C++ compiler and half a minute.
         module.__dict__.pop("dequantize_weight", None)
-    versions = ", ".join(
+    return model
+
+
+def versions() -> str:
+    """Of everything that computes."""
+    return ", ".join(
         (
             f"gptqmodel {version('gptqmodel')}",
             f"transformers {transformers.__version__}",
             f"torch {torch.__version__}",
         )
     )
-    return TorchRunner(model, f"{versions}, CPU, {compute_type}")

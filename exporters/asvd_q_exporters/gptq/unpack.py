@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from asvd_q.plan import Slot
 
-__all__ = ["read_layers", "unpack_matrix", "unpack_rows"]
+__all__ = ["CheckpointReader", "read_layers", "unpack_matrix", "unpack_rows"]
 
 _MODULES: Mapping[Slot, str] = {"weight": "", "B": ".BLinear", "A": ".ALinear"}
 
@@ -34,26 +34,59 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
     Raises:
         ArtefactError: a file is damaged, or a matrix is missing.
     """
-    try:
-        config = json.loads((folder / "quantize_config.json").read_text())
-        bits = int(config["bits"])
-        offset = {"gptq": 1, "gptq_v2": 0}[config["checkpoint_format"]]
-    except (OSError, ValueError, KeyError) as error:
-        raise ArtefactError(f"{folder} has no readable quantize_config.json: {error}") from error
-    files = WeightFiles(folder)
+    reader = CheckpointReader(folder)
     for record in read_metadata(folder).layers:
-        path = files.path_of(record.name, *_first_tensors(record.rank is not None))
-        matrices: dict[Slot, Tensor] = {}
-        for slot in record.slot_shapes():
-            module = path + _MODULES[slot]
-            if f"{module}.qweight" in files:
-                found = _quantized(files, module, bits, offset)
-            else:
-                found = as_float32(*files.get(f"{module}.weight"))
-                if slot == "weight" and record.transposed:
-                    found = found.T
-            matrices[slot] = torch.from_numpy(np.array(found, order="C"))
-        yield record.name, matrices
+        path = reader.path_of(record.name, _MODULES["weight" if record.rank is None else "B"])
+        yield (
+            record.name,
+            {
+                slot: reader.matrix(path + _MODULES[slot], slot == "weight" and record.transposed)
+                for slot in record.slot_shapes()
+            },
+        )
+
+
+class CheckpointReader:
+    """Matrices of a GPTQ-format checkpoint, each read when it is asked for.
+
+    Raises:
+        ArtefactError: its settings or its weight files cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            config = json.loads((folder / "quantize_config.json").read_text())
+            self._bits = int(config["bits"])
+            self._offset = {"gptq": 1, "gptq_v2": 0}[config["checkpoint_format"]]
+        except (OSError, ValueError, KeyError) as error:
+            raise ArtefactError(
+                f"{folder} has no readable quantize_config.json: {error}"
+            ) from error
+        self._files = WeightFiles(folder)
+
+    def path_of(self, layer: str, module: str = "") -> str:
+        """The layer's name in the files.
+
+        Args:
+            module: what follows it in the names of one of its matrices.
+        """
+        ends = (f"{module}.{tensor}".removeprefix(".") for tensor in ("qweight", "weight"))
+        return self._files.path_of(layer, *ends)
+
+    def matrix(self, module: str, transposed: bool = False) -> Tensor:
+        """float32 (out, in).
+
+        Args:
+            transposed: it lies there as (in, out) where it is not quantized.
+        """
+        if f"{module}.qweight" in self._files:
+            names = ("qweight", "qzeros", "scales", "g_idx")
+            tensors = {name: self._files.get(f"{module}.{name}")[0] for name in names}
+            found = unpack_matrix(tensors, self._bits, self._offset)
+        else:
+            found = as_float32(*self._files.get(f"{module}.weight"))
+            found = found.T if transposed else found
+        return torch.from_numpy(np.array(found, order="C"))
 
 
 def unpack_rows(words: NDArray[Any], bits: int) -> NDArray[np.uint8]:
@@ -82,13 +115,3 @@ def unpack_matrix(
     steps = (codes.astype(np.int32) - shifted[groups]).astype(np.float32)
     matrix: NDArray[np.float32] = (steps * scales[groups]).T
     return matrix
-
-
-def _quantized(files: WeightFiles, module: str, bits: int, offset: int) -> NDArray[np.float32]:
-    names = ("qweight", "qzeros", "scales", "g_idx")
-    return unpack_matrix({name: files.get(f"{module}.{name}")[0] for name in names}, bits, offset)
-
-
-def _first_tensors(factors: bool) -> tuple[str, ...]:
-    module = "BLinear." if factors else ""
-    return (f"{module}qweight", f"{module}weight")

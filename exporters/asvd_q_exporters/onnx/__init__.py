@@ -5,6 +5,7 @@ operators.py     which operator holds what a quantization method makes
 nbits/           `MatMulNBits`: integer codes
 bnb4/            `MatMulBnb4`: NF4
 layers.py        modules that stand in for linear layers while the model is traced
+sharing.py       corrections whose B is the same, which the file holds once
 placeholders.py  their parameters, which occupy no memory
 graph.py         the traced graph, without weights
 tensors.py       the weights, read from store and source as the file is written

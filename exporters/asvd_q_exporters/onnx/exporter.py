@@ -73,7 +73,11 @@ class OnnxExporter:
         ]
 
     def stored_bytes(self, layer: LayerPlan) -> int:
-        """Bytes of the layer's initializers, without bias."""
+        """Bytes of the layer's initializers, without bias.
+
+        A B that several corrections have in common counts in each of them, though the file
+        holds it once: a layer alone does not tell.
+        """
         dtype = self.options.dtype
         total = 0
         for slot, shape in layer.slot_shapes().items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -62,13 +62,14 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def trace(model: Any, dtype: torch.dtype, opset: int) -> onnx_ir.Model:
+def trace(model: Any, dtype: torch.dtype, opset: int, shared: Mapping[str, str]) -> onnx_ir.Model:
     """Trace a causal language model.
 
     Args:
         model: a Hugging Face model whose parameters may be placeholders.
         dtype: of keys and values.
         opset: of the standard operators.
+        shared: names of parameters that are another one of the model → the name to keep.
 
     Returns:
         The graph. Its parameters are initializers without a value, under the names they have
@@ -91,7 +92,8 @@ def trace(model: Any, dtype: torch.dtype, opset: int) -> onnx_ir.Model:
     constants = list(traced.graph.initializers.values())
     traced.graph.initializers.clear()
     for value in [*weights, *constants]:
-        value.name = value.name.removeprefix("model.")
+        name = value.name.removeprefix("model.")
+        value.name = shared.get(name, name)  # the tracer keeps any one of a parameter's names
         traced.graph.initializers[value.name] = value
     _name_inputs_and_outputs(traced)
     _strip(traced)

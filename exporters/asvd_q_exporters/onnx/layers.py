@@ -13,7 +13,7 @@ from asvd_q.plan import LayerPlan, QuantSpec
 from asvd_q_exporters.onnx.operators import OPERATORS
 from asvd_q_exporters.onnx.placeholders import placeholder
 
-__all__ = ["FloatLinear", "LowRank", "TiedHead", "stand_in"]
+__all__ = ["Corrected", "FloatLinear", "LowRank", "TiedHead", "stand_in"]
 
 
 class FloatLinear(nn.Module):
@@ -42,6 +42,23 @@ class LowRank(nn.Module):
         return output
 
 
+class Corrected(nn.Module):
+    """y = Q x + A (B x) + bias, where A B makes up for what the codes of Q lost."""
+
+    def __init__(
+        self, weight: nn.Module, b: nn.Module, a: nn.Module, bias: nn.Parameter | None
+    ) -> None:
+        super().__init__()
+        self.weight = weight
+        self.BLinear = b
+        self.ALinear = a
+        self.bias = bias
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        output: Tensor = self.weight(hidden_states) + self.ALinear(self.BLinear(hidden_states))
+        return output if self.bias is None else output + self.bias
+
+
 class TiedHead(nn.Module):
     """The output head that shares the embedding's matrix (vocabulary, hidden).
 
@@ -65,7 +82,7 @@ class TiedHead(nn.Module):
 
 
 def stand_in(layer: LayerPlan, bias: bool, dtype: torch.dtype, accuracy_level: int) -> nn.Module:
-    """The module for one stored layer; the bias is added once, after A."""
+    """The module for one stored layer; the bias is added once, last."""
 
     def matrix(shape: tuple[int, int], spec: QuantSpec | None, bias: bool) -> nn.Module:
         if spec is None:
@@ -77,4 +94,12 @@ def stand_in(layer: LayerPlan, bias: bool, dtype: torch.dtype, accuracy_level: i
     shapes, specs = layer.slot_shapes(), layer.quantization
     if layer.form == "dense":
         return matrix(shapes["weight"], specs["weight"], bias)
-    return LowRank(matrix(shapes["B"], specs["B"], False), matrix(shapes["A"], specs["A"], bias))
+    b = matrix(shapes["B"], specs["B"], False)
+    if layer.form == "factors":
+        return LowRank(b, matrix(shapes["A"], specs["A"], bias))
+    return Corrected(
+        matrix(shapes["weight"], specs["weight"], False),
+        b,
+        matrix(shapes["A"], specs["A"], False),
+        placeholder((layer.shape[0],), dtype) if bias else None,
+    )

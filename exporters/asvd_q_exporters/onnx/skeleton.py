@@ -15,6 +15,7 @@ from asvd_q.plan import LayerPlan, Slot
 from asvd_q.store import Store
 from asvd_q_exporters.onnx.layers import FloatLinear, TiedHead, stand_in
 from asvd_q_exporters.onnx.placeholders import placeholder
+from asvd_q_exporters.onnx.sharing import same_factors
 
 __all__ = ["Origin", "Skeleton", "build_skeleton"]
 
@@ -46,7 +47,8 @@ class Skeleton:
     Attributes:
         model: the Hugging Face model, all parameters placeholders, buffers real.
         origins: of every parameter, by its name in the model.
-        shared: parameters that are another one's matrix, by name: a tied head.
+        shared: parameters that are another one's matrix, by name: a tied head, or the B of
+            corrections that have it in common.
     """
 
     model: nn.Module
@@ -69,6 +71,10 @@ def build_skeleton(store: Store, dtype: torch.dtype, accuracy_level: int) -> Ske
     for record in store.records():
         if f"{record.name}.weight" not in shared:
             origins |= _place_layer(model, record.as_plan(), dtype, accuracy_level)
+    for name, first in same_factors(store).items():
+        for parameter in _share_factor(model, name, first):
+            shared[f"{name}.{parameter}"] = f"{first}.{parameter}"
+            del origins[f"{name}.{parameter}"]
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear:
             shape = (module.out_features, module.in_features)
@@ -144,3 +150,13 @@ def _place_layer(
             origin = Origin("tensor" if is_float else part, layer, slot, transposed=is_float)
         origins[f"{layer.name}.{name}"] = origin
     return origins
+
+
+def _share_factor(model: nn.Module, name: str, first: str) -> list[str]:
+    """Let a correction use the B of another; returns its parameters, as the layers name them.
+
+    Where both read the same input, the tracer's optimizer sees one product and keeps one.
+    """
+    module = model.get_submodule(f"{first}.BLinear")
+    model.set_submodule(f"{name}.BLinear", module)
+    return [f"BLinear.{part}" for part, _ in module.named_parameters()]

@@ -59,6 +59,7 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
         if node.op_type in READERS
     }
     shared = json.loads(properties.get("asvd_q.shared", "{}"))
+    held = {name.rpartition(".")[0]: other.rpartition(".")[0] for name, other in shared.items()}
 
     def array(name: str) -> NDArray[Any]:
         try:
@@ -89,7 +90,7 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
                 slot: torch.from_numpy(
                     np.ascontiguousarray(matrix(prefix, shape, record.quantization[slot]))
                 )
-                for slot, prefix, shape in _matrices(record)
+                for slot, prefix, shape in _matrices(record, held)
             },
         )
 
@@ -100,10 +101,20 @@ def _metadata(folder: Path, properties: Mapping[str, str]) -> ArtefactMetadata:
     return ArtefactMetadata.model_validate_json(properties["asvd_q"])
 
 
-def _matrices(record: LayerRecord) -> Iterator[tuple[Slot, str, tuple[int, int]]]:
+def _matrices(
+    record: LayerRecord, held: Mapping[str, str]
+) -> Iterator[tuple[Slot, str, tuple[int, int]]]:
+    """Slot, prefix of its initializers, and shape of each matrix.
+
+    Args:
+        held: the prefix that holds what another one stands for.
+    """
     rows, columns = record.shape
     if record.rank is None:
         yield "weight", record.name, record.shape
-    else:
-        yield "B", f"{record.name}.BLinear", (record.rank, columns)
-        yield "A", f"{record.name}.ALinear", (rows, record.rank)
+        return
+    if record.form == "correction":
+        yield "weight", f"{record.name}.weight", record.shape
+    b = f"{record.name}.BLinear"
+    yield "B", held.get(b, b), (record.rank, columns)
+    yield "A", f"{record.name}.ALinear", (rows, record.rank)

@@ -43,7 +43,7 @@ def build_model(store: Store, options: OnnxOptions) -> onnx_ir.Model:
     dtype = TORCH_TYPES[options.dtype]
     with quiet():
         skeleton = build_skeleton(store, dtype, options.accuracy_level)
-        model = trace(skeleton.model, dtype, options.opset)
+        model = trace(skeleton.model, dtype, options.opset, skeleton.shared)
     _fill(model, skeleton, TensorReader(store, dtype))
     metadata = store.metadata("onnx", options.model_dump())
     model.metadata_props[METADATA_KEY] = metadata.model_dump_json()
@@ -61,7 +61,7 @@ def _fill(model: onnx_ir.Model, skeleton: Skeleton, reader: TensorReader) -> Non
     for name, value in model.graph.initializers.items():
         if value.const_value is not None:
             continue
-        origin = skeleton.origins.get(skeleton.shared.get(name, name))
+        origin = skeleton.origins.get(name)
         if origin is None:
             raise ExportError(f"{name}: nothing in the store or the source stands behind it")
         value.const_value = onnx_ir.LazyTensor(

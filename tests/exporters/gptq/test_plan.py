@@ -90,6 +90,22 @@ def test_settings_that_differ_name_the_first_layer_that_does(other: QuantSpec, w
     assert refused(factors(a=other))[0].startswith("model.layers.0.q_proj: ")
 
 
+def test_a_correction_is_refused() -> None:
+    layer = LayerPlan(
+        name="model.layers.0.q_proj",
+        kind="x",
+        block=0,
+        shape=(64, 96),
+        form="correction",
+        rank=32,
+        quantization={"weight": INT4, "B": None, "A": INT4},
+    )
+    (found,) = refused(dense(), layer)
+    assert found.startswith("model.layers.0.q_proj: ")
+    assert "correction" in found
+    assert "peft or onnx" in found
+
+
 def test_nothing_quantized_belongs_elsewhere() -> None:
     (found,) = refused(dense(spec=None))
     assert "no layer is quantized" in found

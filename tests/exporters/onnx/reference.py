@@ -16,7 +16,7 @@ from asvd_q.store import Store
 
 
 def reference_model(store: Store) -> Any:
-    """The source model in float32 with every stored layer's product of matrices as its weight."""
+    """The source model in float32 with what every stored layer's matrices make as its weight."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(store.source.path, dtype=torch.float32)
@@ -24,10 +24,11 @@ def reference_model(store: Store) -> Any:
         matrices = store.replaced(record.name)
         if matrices is None:
             continue
-        if record.form == "dense":
-            weight = matrices["weight"]
-        else:
-            weight = (matrices["A"].double() @ matrices["B"].double()).float()
+        weight = torch.zeros(record.shape, dtype=torch.float64)
+        if "weight" in matrices:
+            weight += matrices["weight"]
+        if "A" in matrices:
+            weight += matrices["A"].double() @ matrices["B"].double()
         parameter = model.get_submodule(record.name).weight
         conv1d = type(model.get_submodule(record.name)).__name__ == "Conv1D"
         parameter.data.copy_(weight.T if conv1d else weight)

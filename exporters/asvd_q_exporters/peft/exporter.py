@@ -1,0 +1,95 @@
+"""The PEFT exporter. Heavy modules are imported where they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import BaseModel
+
+from asvd_q.artefact import ParityBounds, Refusal
+from asvd_q.errors import MissingExtraError
+from asvd_q_exporters._options import KERNEL_BOUNDS, CheckpointOptions, coarsest
+from asvd_q_exporters._runner import quiet
+from asvd_q_exporters.gptq.layout import stored_bytes
+from asvd_q_exporters.peft.refusals import refusals as refusals_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from asvd_q.evaluation.torch_runner import TorchRunner
+    from asvd_q.plan import FloatType, LayerPlan, Plan, Slot
+    from asvd_q.store import Store
+
+__all__ = ["PeftExporter", "PeftOptions"]
+
+
+class PeftOptions(CheckpointOptions):
+    """Options of the PEFT format."""
+
+
+class PeftExporter:
+    """Writes a store's codes as a GPTQ-format checkpoint, its corrections as a LoRA adapter.
+
+    `base/` is an ordinary GPTQ checkpoint, `adapter/` what `PeftModel.from_pretrained` puts on
+    it. Neither needs this package, or code from a folder.
+    """
+
+    name: ClassVar[str] = "peft"
+    options_model: ClassVar[type[BaseModel]] = PeftOptions
+
+    def __init__(self, options: BaseModel | None = None) -> None:
+        chosen = PeftOptions() if options is None else options
+        if not isinstance(chosen, PeftOptions):
+            raise TypeError(f"options of peft are PeftOptions, not {type(chosen)}")
+        self.options = chosen
+        self.float_type: FloatType | None = chosen.dtype
+        self.bounds: ParityBounds = KERNEL_BOUNDS[coarsest(chosen.dtype, chosen.compute_dtype)]
+
+    def can_express(self, plan: Plan) -> list[Refusal]:
+        """Factors, corrections in codes, and what a GPTQ-format checkpoint cannot hold."""
+        return refusals_of(plan)
+
+    def stored_bytes(self, layer: LayerPlan) -> int:
+        """Bytes of the layer's tensors in both folders.
+
+        A B that several corrections have in common is written out in each of them.
+        """
+        return stored_bytes(layer, self.float_type)
+
+    def write(self, store: Store, folder: Path) -> None:
+        """Write `base/`, a checkpoint with its tokenizer, and `adapter/`.
+
+        Raises:
+            ExportError: naming the layer that the format cannot hold.
+        """
+        from asvd_q_exporters.peft.write import write_artefact
+
+        write_artefact(store, folder, self.can_express(store.finished_plan), self.float_type)
+
+    def open(self, folder: Path) -> TorchRunner:
+        """Base and adapter in transformers and PEFT, with gptqmodel's portable kernel, on the CPU.
+
+        Raises:
+            MissingExtraError: gptqmodel or peft is not installed.
+            ArtefactError: the folder holds no checkpoint or no adapter, or a damaged one.
+        """
+        for package in ("gptqmodel", "peft"):
+            if find_spec(package) is None:
+                raise MissingExtraError(package, "peft", "run a GPTQ checkpoint with its adapter")
+        with quiet():
+            from asvd_q_exporters.peft.runner import open_runner
+
+        return open_runner(folder, self.options.compute_dtype)
+
+    def read(self, folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
+        """The matrices in both folders' weight files, unpacked with numpy alone.
+
+        Raises:
+            ArtefactError: a file is damaged, a matrix is missing, or PEFT would scale one.
+        """
+        from asvd_q_exporters.peft.unpack import read_layers
+
+        yield from read_layers(folder)
