@@ -110,7 +110,7 @@ def _search(
     pair = torch.stack([zero, other])
     errors, fitted = _refined(single.repeat(1, 2), steps, pair.view(-1), top, weight)
     # Over the trials of both zero points: the best, and then which zero point it is of.
-    best = errors.view(-1, len(zero)).argmin(0, keepdim=True)
+    best = errors.view(-1, len(zero)).min(0, keepdim=True).indices
     step = fitted.view(-1, len(zero)).gather(0, best)
     second = best % 2
     zero = pair.gather(0, second)[0]
