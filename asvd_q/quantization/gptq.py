@@ -148,16 +148,25 @@ class _Run:
             self._columns(middle, stop)
             return
         top = (1 << self.spec.bits) - 1
-        upper = self.feedback.upper
-        for column in range(start, stop):
-            group = self.group_of[column]
-            scale, zero = self.scales[group], self.zeros[group]
-            values = self.work[column]
-            if column > start:
-                values.addmv_(self.work[start:column].T, upper[start:column, column])
-            codes = torch.div(values, scale).round_().add_(zero).clamp_(0, top)
-            self.codes[column] = codes
-            torch.sub(self.original[column], codes.sub_(zero).mul_(scale), out=values)
+        work, upper = self.work[start:stop].T, self.feedback.upper[start:stop, start:stop].T
+        code = torch.empty_like(self.work[start])
+        columns = zip(
+            self.group_of[start:stop],
+            self.work[start:stop],
+            self.original[start:stop],
+            self.codes[start:stop],
+            upper,
+            strict=True,
+        )
+        last = -1
+        for column, (group, values, original, stored, weights) in enumerate(columns):
+            if group != last:
+                scale, zero, last = self.scales[group], self.zeros[group], group
+            if column:
+                values.addmv_(work[:, :column], weights[:column])
+            torch.div(values, scale, out=code).round_().add_(zero).clamp_(0, top)
+            stored.copy_(code)
+            torch.sub(original, code.sub_(zero).mul_(scale), out=values)
 
     def _pass_on(self, start: int, middle: int, stop: int) -> None:
         """Add the errors of columns [start, middle) to the columns [middle, stop)."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from asvd_q.models.skeleton import Skeleton
 from asvd_q.plan import Plan
+from asvd_q.quantization.grid import search_trials
 from asvd_q.recipe import Recipe
 
 __all__ = ["Estimate", "estimate"]
@@ -25,8 +26,8 @@ _EIGH = 9.0
 _ROUNDING = 2e-8
 """Seconds that one value takes to be rounded to its grid, in float64."""
 
-_MSE_TRIALS = 71
-"""Grids that the MSE search tries."""
+_TRIAL = 2e-9
+"""Seconds that one value takes in one trial of the MSE search, in float32."""
 
 _INTERPRETER = 600 << 20
 """Resident memory of the libraries themselves."""
@@ -74,7 +75,7 @@ def estimate(recipe: Recipe, skeleton: Skeleton, plan: Plan) -> Estimate:
             side = min(layer.shape)
             flops += 2 * _EIGH * side**3 + 8.0 * side * side * max(layer.shape)
     elementwise = sum(
-        rows * columns * (_MSE_TRIALS if spec.clip == "mse" else 1) * _ROUNDING
+        rows * columns * (_ROUNDING + search_trials(spec) * _TRIAL)
         for layer in plan
         for slot, (rows, columns) in layer.slot_shapes().items()
         if (spec := layer.quantization[slot]) is not None

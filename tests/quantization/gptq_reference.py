@@ -13,23 +13,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asvd_q.plan import QuantSpec
-from tests.quantization.reference import Group, round_group, shrinks
+from tests.quantization.reference import round_groups
 
 Array = NDArray[np.float64]
 
 
 @dataclass
 class Result:
-    """Codes (out, in), and scales and zero points (out, groups) in the order groups were made."""
+    """Codes (out, in), and scales and zero points (out, groups).
+
+    Attributes:
+        fitted: of each group, the values (out, width) that its grids are for, and the costs
+            (width,) of a unit squared error in its columns.
+    """
 
     codes: Array
     scales: Array
     zeros: Array
     order: list[int]
+    fitted: list[tuple[Array, Array]]
 
 
-def quantize(weight: Array, gram: Array, spec: QuantSpec) -> Result:
-    """Round column after column; all arguments as `quantize_gptq` takes them."""
+def quantize(
+    weight: Array, gram: Array, spec: QuantSpec, grids: tuple[Array, Array] | None = None
+) -> Result:
+    """Round column after column; other arguments as `quantize_gptq` takes them.
+
+    Args:
+        grids: scales and zero points (out, groups); None takes those of the whole range.
+    """
     rows, columns = weight.shape
     diagonal = np.diag(gram)
     order = list(np.argsort(-diagonal, kind="stable")) if spec.act_order else list(range(columns))
@@ -39,13 +51,16 @@ def quantize(weight: Array, gram: Array, spec: QuantSpec) -> Result:
     original = work.copy()
     width = spec.group_width(columns)
     shape = (rows, spec.groups(columns))
-    result = Result(np.zeros_like(weight), np.zeros(shape), np.zeros(shape), order)
+    result = Result(np.zeros_like(weight), np.zeros(shape), np.zeros(shape), order, [])
 
     def fit(group: int, members: list[int], values: Array) -> None:
         costs = np.array([left_over(hessian, order, j) for j in members])
-        for row in range(rows):
-            found = best_group(values[row, members], costs, spec)
-            result.scales[row, group], result.zeros[row, group] = found.scale, found.zero
+        result.fitted.append((values[:, members], costs))
+        if grids is None:
+            found = round_groups(values[:, members], spec)
+            result.scales[:, group], result.zeros[:, group] = found.scale, found.zero
+        else:
+            result.scales[:, group], result.zeros[:, group] = (part[:, group] for part in grids)
 
     if spec.static_groups:
         for group in range(shape[1]):
@@ -69,18 +84,3 @@ def left_over(hessian: Array, order: list[int], j: int) -> float:
     later = order[order.index(j) :]
     inverse: float = np.linalg.inv(hessian[np.ix_(later, later)])[0, 0]
     return 1 / inverse
-
-
-def best_group(values: Array, costs: Array, spec: QuantSpec) -> Group:
-    """The group's grid: of its whole range, or of the shrunk one with the smallest cost."""
-    found = round_group(values, spec)
-    if spec.clip == "minmax":
-        return found
-    best = np.inf
-    for shrink in shrinks(spec):
-        trial = round_group(values, spec, shrink)
-        errors = (trial.codes - trial.zero) * trial.scale - values
-        total = float((costs * errors**2).sum())
-        if total < best:
-            best, found = total, trial
-    return found

@@ -12,16 +12,23 @@ from torch import Tensor
 from asvd_q.plan import QuantSpec, store_bytes
 from asvd_q.quantization import QuantizedWeight, quantize, weight_from_tensors
 from asvd_q.quantization.feedback import factorise
-from tests.quantization import gptq_reference
+from asvd_q.quantization.grid import fit_grid
+from tests.quantization import gptq_reference, reference
 from tests.quantization.problems import gptq, made, output_error, problem
 
 
-def assert_equal_to_reference(spec: QuantSpec, case: tuple[Tensor, Tensor]) -> None:
+def assert_equal_to_reference(
+    spec: QuantSpec, case: tuple[Tensor, Tensor], own_grids: bool = False
+) -> tuple[QuantizedWeight, gptq_reference.Result]:
+    """`own_grids`: the reference takes the grids that were found instead of making its own."""
     weight, gram = case
     found = made(weight, spec, gram)
-    expected = gptq_reference.quantize(weight.double().numpy(), gram.numpy(), spec)
-    np.testing.assert_array_equal(found.scales.double().numpy(), expected.scales)
-    np.testing.assert_array_equal(found.zero_points().numpy(), expected.zeros)
+    grids = (found.scales.double().numpy(), found.zero_points().double().numpy())
+    expected = gptq_reference.quantize(
+        weight.double().numpy(), gram.numpy(), spec, grids if own_grids else None
+    )
+    np.testing.assert_array_equal(grids[0], expected.scales)
+    np.testing.assert_array_equal(grids[1], expected.zeros)
     np.testing.assert_array_equal(found.codes.numpy(), expected.codes)
     if spec.permutes(weight.shape[1]):
         assert found.permutation is not None
@@ -29,6 +36,7 @@ def assert_equal_to_reference(spec: QuantSpec, case: tuple[Tensor, Tensor]) -> N
         assert found.permutation.tolist() == expected.order
     else:
         assert found.permutation is None
+    return found, expected
 
 
 @pytest.mark.parametrize("order", ["natural", "act", "static", "act-static"])
@@ -62,7 +70,18 @@ def test_the_search_of_the_range_weighs_errors_by_what_they_cost(
         act_order=act_order,
         static_groups=static,
     )
-    assert_equal_to_reference(spec, problem(3, 80))
+    _, expected = assert_equal_to_reference(spec, problem(40, 80), own_grids=True)
+    errors, least, unweighted = [], [], []
+    for group, (values, costs) in enumerate(expected.fitted):
+        grids = expected.scales[:, group], expected.zeros[:, group]
+        errors.append(reference.on_grids(values, *grids, spec, costs).error)
+        least.append(reference.least_errors(values, spec, costs))
+        scales, zeros = fit_grid(torch.from_numpy(values), spec)
+        blind = scales.double().numpy(), zeros.numpy()
+        unweighted.append(reference.on_grids(values, *blind, spec, costs).error)
+    assert (np.stack(errors) <= 1.02 * np.stack(least)).all()
+    assert np.sum(errors) <= 1.002 * np.sum(least)
+    assert np.sum(errors) < 0.995 * np.sum(unweighted)
 
 
 @pytest.mark.parametrize("kind", ["dead", "rank-deficient", "outliers", "bfloat16", "tiny"])
