@@ -36,6 +36,7 @@ class Case(BaseModel):
         method: of quantization; None quantizes nothing.
         bits: of all codes.
         kept: share of the parameters wanted, see `ranks_for`; None is a model without factors.
+        rank: of what every layer has beside its codes; None has codes alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +48,7 @@ class Case(BaseModel):
     method: str | None = None
     bits: int | None = None
     kept: float | None = None
+    rank: int | None = None
 
 
 class CasePoint(Case, Evaluated):

@@ -5,36 +5,61 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from asvd_q.files import folder_bytes
-from asvd_q.plan import QuantSpec, store_bytes
+from asvd_q.plan import FloatType, QuantSpec, store_bytes
 from asvd_q.process import quiet
 from asvd_q.quantization.nf4 import Nf4Weight
+from benchmarks._adapters import Adapter, read_adapters
 from benchmarks._compressions import Case, CasePoint
 from benchmarks.common import Bench, Compressed
 
-__all__ = ["PEERS", "Peer"]
+__all__ = ["PEERS", "Coding", "Found", "Peer"]
+
+
+class Coding(NamedTuple):
+    """What a package is asked for: method and width of the codes, rank of what is beside them."""
+
+    method: str
+    bits: int
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """What a package made of a model.
 
     Attributes:
-        weights: float32 (out, in) by layer: what the stored bytes stand for.
+        weights: float32 (out, in) by layer: what the stored codes stand for.
         specs: how each of them is stored.
         disk_bytes: of all files it saved.
+        adapters: by layer, where the package saved some.
     """
 
     weights: Mapping[str, Tensor]
     specs: Mapping[str, QuantSpec]
     disk_bytes: int
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+
+    def layer_bytes(self, name: str, shape: tuple[int, int], float_type: FloatType) -> int:
+        """Bytes of one layer (out, in), its adapter included."""
+        codes = store_bytes(shape, self.specs[name], float_type)
+        return codes + (self.adapters[name].stored_bytes if name in self.adapters else 0)
+
+    def replaced(self, name: str) -> dict[str, Tensor] | None:
+        """The weight in effect, codes and adapter together; None leaves the source's."""
+        if name not in self.weights:
+            return None
+        weight = self.weights[name]
+        if name in self.adapters:
+            weight = weight + self.adapters[name].product
+        return {"weight": weight}
 
 
 @dataclass(frozen=True)
@@ -42,34 +67,30 @@ class Peer:
     """A package.
 
     Attributes:
-        methods: method and width of the codes that it is measured with.
+        methods: what it is measured with.
         run: quantizes a model and saves it in a folder; (bench, case, group size, folder).
     """
 
-    methods: tuple[tuple[str, int], ...]
-    run: Callable[[Bench, Case, int, Path], _Found]
+    methods: tuple[Coding, ...]
+    run: Callable[[Bench, Case, int, Path], Found]
 
     def measure(self, bench: Bench, case: Case, group_size: int) -> CasePoint:
         """Quantize with the package, count what it stored, and evaluate what that stands for."""
         with tempfile.TemporaryDirectory() as folder:
             found = self.run(bench, case, group_size, Path(folder))
         plan = bench.plan({"decompose": {"kept_ratio": 1.0}})
-        layers = sum(
-            store_bytes(layer.shape, found.specs[layer.name], plan.float_type) for layer in plan
-        )
+        layers = sum(found.layer_bytes(layer.name, layer.shape, plan.float_type) for layer in plan)
         compressed = Compressed(
             kept_ratio=1.0,
             layer_bytes=layers,
             total_bytes=layers + plan.other_bytes,
-            perplexity=bench.perplexities(
-                lambda name: {"weight": found.weights[name]} if name in found.weights else None
-            ),
+            perplexity=bench.perplexities(found.replaced),
         )
         point = CasePoint.of(case, compressed, bench)
         return point.model_copy(update={"disk_bytes": found.disk_bytes})
 
 
-def _bitsandbytes(bench: Bench, case: Case, group_size: int, folder: Path) -> _Found:
+def _bitsandbytes(bench: Bench, case: Case, group_size: int, folder: Path) -> Found:
     """transformers' `load_in_4bit`, saved before any forward pass; blocks of 64, its default."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -96,28 +117,56 @@ def _bitsandbytes(bench: Bench, case: Case, group_size: int, folder: Path) -> _F
                 nested_offset=None,
             )
             weights[name] = stored.dequantize()
-    return _Found(weights, dict.fromkeys(weights, spec), folder_bytes(folder))
+    return Found(weights, dict.fromkeys(weights, spec), folder_bytes(folder))
 
 
-def _gptqmodel(bench: Bench, case: Case, group_size: int, folder: Path) -> _Found:
+def _gptqmodel(bench: Bench, case: Case, group_size: int, folder: Path) -> Found:
     """gptqmodel's quantization of the whole model, its defaults but for bits and group size."""
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
-    windows = bench.calibration(case.calibration)
-    examples = [
-        {"input_ids": window.tolist(), "attention_mask": [1] * len(window)} for window in windows
-    ]
     with quiet():
         from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
         config = QuantizeConfig(bits=case.bits, group_size=group_size)
         model = GPTQModel.load(str(bench.source.path), config, device="cpu")
-        model.quantize(examples, batch_size=1)
+        model.quantize(_examples(bench, case), batch_size=1)
         model.save(str(folder))
         del model
         saved = GPTQModel.load(str(folder), device="cpu", backend=BACKEND.TORCH)
         weights = _dequantized(saved.model)
     spec = QuantSpec(method="gptq", bits=case.bits, group_size=group_size)
-    return _Found(weights, dict.fromkeys(weights, spec), folder_bytes(folder))
+    return Found(weights, dict.fromkeys(weights, spec), folder_bytes(folder))
+
+
+def _eora(bench: Bench, case: Case, group_size: int, folder: Path) -> Found:
+    """gptqmodel's EoRA adapter for the model that it has quantized, as its README makes one.
+
+    The same calibration windows serve both.
+
+    Source: EoRA, arXiv 2410.21271.
+    """
+    codes, beside = folder / "codes", folder / "adapter"
+    found = _gptqmodel(bench, case, group_size, codes)
+    with quiet():
+        from gptqmodel import GPTQModel
+        from gptqmodel.adapter.adapter import Lora
+
+        GPTQModel.adapter.generate(
+            adapter=Lora(rank=case.rank, path=str(beside)),
+            model_id_or_path=str(bench.source.path),
+            quantized_model_id_or_path=str(codes),
+            calibration_dataset=_examples(bench, case),
+            batch_size=1,
+            device="cpu",
+        )
+    shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in found.weights.items()}
+    return replace(found, adapters=read_adapters(beside, shapes), disk_bytes=folder_bytes(folder))
+
+
+def _examples(bench: Bench, case: Case) -> list[dict[str, list[int]]]:
+    return [
+        {"input_ids": window.tolist(), "attention_mask": [1] * len(window)}
+        for window in bench.calibration(case.calibration)
+    ]
 
 
 def _dequantized(model: Any) -> dict[str, Tensor]:
@@ -129,6 +178,12 @@ def _dequantized(model: Any) -> dict[str, Tensor]:
 
 
 PEERS: dict[str, Peer] = {
-    "bitsandbytes": Peer((("nf4", 4),), _bitsandbytes),
-    "gptqmodel": Peer((("gptq", 8), ("gptq", 4), ("gptq", 3), ("gptq", 2)), _gptqmodel),
+    "bitsandbytes": Peer((Coding("nf4", 4),), _bitsandbytes),
+    "gptqmodel": Peer(tuple(Coding("gptq", bits) for bits in (8, 4, 3, 2)), _gptqmodel),
+    # Rank 8 costs a layer 256 wide the bits per weight that 128 costs one of 4096.
+    "gptqmodel + EoRA": Peer(
+        tuple(Coding("gptq", bits, rank) for bits in (4, 3, 2) for rank in (64, 32, 16, 8)),
+        _eora,
+    ),
 }
+"""By the name that stands before a case's own."""

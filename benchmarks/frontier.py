@@ -2,20 +2,22 @@
 
 Claim: which of them is on the Pareto front at which size; nothing is left out that costs bytes.
 
-    python -m benchmarks.frontier --data DIR [--kept 0.9,0.8,0.6] [--peers bitsandbytes,gptqmodel]
+    python -m benchmarks.frontier --data DIR [--kept 0.9,0.8,0.6]
+                                  [--peers "bitsandbytes,gptqmodel,gptqmodel + EoRA"]
                                   [--group-size 32] [--json FILE --append] [--plot FILE.svg]
                                   [--cache DIR]
 
 Plain RTN, NF4 and GPTQ of all linear layers, and ASVD at several kept ratios with each on its
 factors, calibrated as the recipes are (text of the model's own, sequential, refitted, ranks from
 the default search). Peers are other packages' own pipelines: bitsandbytes through transformers,
-and gptqmodel's quantization of the whole model on the same calibration windows.
+and gptqmodel's quantization of the whole model on the same calibration windows, alone and with the
+EoRA adapter that it makes from them.
 
 `layers` are the bytes of the linear layers, `model` those of everything, as a store counts them:
 codes at their own width, float16 scales, zero points, the rest in the source's type. For peers
-they are computed from what they stored by the same rule, and `on disk` is what they saved. A point
-is on the front of a corpus when none with as few bytes has as low a perplexity; by either count,
-which differ by the same for all.
+they are computed from what they stored by the same rule, an adapter in the type that it was saved
+in, and `on disk` is what they saved. A point is on the front of a corpus when none with as few
+bytes has as low a perplexity; by either count, which differ by the same for all.
 """
 
 from __future__ import annotations
@@ -75,9 +77,9 @@ def cases_of(options: Any, model: str) -> list[Case]:
     for method, bits in METHODS:
         found.append(Case(**common, name=_name(method, bits), method=method, bits=bits))
     found += [
-        Case(**common, name=f"{peer}: {_name(method, bits)}", method=method, bits=bits)
+        Case(**common, name=f"{peer}: {_name(*coding)}", **coding._asdict())
         for peer in options.peers
-        for method, bits in PEERS[peer].methods
+        for coding in PEERS[peer].methods
     ]
     for kept in options.kept:
         found.append(Case(**common, name=f"ASVD {kept:g}", kept=kept))
@@ -94,8 +96,9 @@ def cases_of(options: Any, model: str) -> list[Case]:
     return found
 
 
-def _name(method: str, bits: int) -> str:
-    return "NF4" if method == "nf4" else f"{method.upper()} {bits}"
+def _name(method: str, bits: int, rank: int | None = None) -> str:
+    codes = "NF4" if method == "nf4" else f"{method.upper()} {bits}"
+    return codes if rank is None else f"{codes} rank {rank}"
 
 
 def _table(points: Sequence[CasePoint], corpora: Sequence[str]) -> Table:
