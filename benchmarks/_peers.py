@@ -131,7 +131,10 @@ def _gptqmodel(bench: Bench, case: Case, group_size: int, folder: Path) -> Found
         model.quantize(_examples(bench, case), batch_size=1)
         model.save(str(folder))
         del model
-        saved = GPTQModel.load(str(folder), device="cpu", backend=BACKEND.TORCH)
+        # By itself it takes bfloat16 on a CPU, to which it would round the float16 scales saved.
+        saved = GPTQModel.load(
+            str(folder), device="cpu", backend=BACKEND.TORCH, dtype=torch.float16
+        )
         weights = _dequantized(saved.model)
     spec = QuantSpec(method="gptq", bits=case.bits, group_size=group_size)
     return Found(weights, dict.fromkeys(weights, spec), folder_bytes(folder))
