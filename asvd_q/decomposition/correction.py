@@ -88,7 +88,8 @@ def leading_directions(gram: Tensor) -> Tensor:
     """
     gram = gram.double()
     largest = gram.abs().max()
-    vectors = torch.linalg.eigh(gram / largest if largest > 0 else gram).eigenvectors.T.flip(0)
+    vectors: Tensor = torch.linalg.eigh(gram / largest if largest > 0 else gram).eigenvectors
+    vectors = vectors.T.flip(0)
     peaks = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     return vectors * peaks.sign()
 
@@ -113,7 +114,7 @@ def projected_gram(gram: Tensor, basis: Tensor, damping: float = 0.0) -> Tensor:
     gram = gram.double()
     inputs = basis.double() @ gram
     inverse = torch.linalg.pinv(inputs @ basis.double().T, hermitian=True, rtol=_NOISE)
-    projected = gram - inputs.T @ inverse @ inputs
+    projected: Tensor = gram - inputs.T @ inverse @ inputs
     projected = (projected + projected.T) / 2
     diagonal = projected.diagonal()
     diagonal.clamp_(min=0)
