@@ -64,6 +64,7 @@ def make_store(
             store,
             section=recipe.decompose,
             quantization=recipe.quantize,
+            correction=recipe.correct,
             seed=recipe.seed,
             calibration=calibration,
             progress=progress,

@@ -23,7 +23,7 @@ from asvd_q.evaluation.texts import proof_tokens
 from asvd_q.exporting import ARTEFACTS, export_store, make_exporter
 from asvd_q.files import make_folder, require_disk
 from asvd_q.opening import STORE, open_run_store
-from asvd_q.plan import LayerPlan
+from asvd_q.plan import FloatType, LayerPlan
 from asvd_q.preparation import Prepared, Tokens, prepare, read_tokens, require_exports
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.recipe import ExportSection, Recipe
@@ -285,7 +285,7 @@ def _warnings(prepared: Prepared, store: Store) -> tuple[str, ...]:
     """Every layer that could not be compressed as planned, and what followed from it."""
     setbacks = {**prepared.pinned, **store.setbacks}
     warnings = [
-        f"{layer.name} {_kept(layer)} in {store.float_type}: {layer.reason}"
+        f"{layer.name} {_kept(layer, store.float_type)}: {layer.reason}"
         for layer in prepared.plan.with_layers(setbacks)
         if layer.name in setbacks
     ]
@@ -295,8 +295,12 @@ def _warnings(prepared: Prepared, store: Store) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _kept(layer: LayerPlan) -> str:
-    return "stayed dense," if layer.rank is None else "kept its factors"
+def _kept(layer: LayerPlan, float_type: FloatType) -> str:
+    if layer.form == "factors":
+        return f"kept its factors in {float_type}"
+    if layer.changed:
+        return "has codes without a correction"
+    return f"stayed dense, in {float_type}"
 
 
 def _earlier_artefacts(folder: Path, store: Store) -> tuple[ArtefactRecord, ...]:

@@ -15,6 +15,7 @@ from asvd_q.spec import FLOAT_BYTES, FloatType, QuantSpec, store_bytes
 
 __all__ = [
     "FLOAT_BYTES",
+    "SLOTS",
     "FloatType",
     "Form",
     "LayerPlan",
@@ -32,12 +33,12 @@ Slot = Literal["weight", "A", "B"]
 """`weight`: W (out, in) of a dense layer, or the codes that A·B correct; `B`: (rank, in), applied
 first; `A`: (out, rank)."""
 
-_SLOTS: dict[Form, tuple[Slot, ...]] = {
+SLOTS: dict[Form, tuple[Slot, ...]] = {
     "dense": ("weight",),
     "factors": ("B", "A"),
     "correction": ("weight", "B", "A"),
 }
-"""In the order in which they are applied."""
+"""Of each form, in the order in which they are applied."""
 
 
 class _Frozen(BaseModel):
@@ -74,7 +75,7 @@ class LayerPlan(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> LayerPlan:
-        slots = set(_SLOTS[self.form])
+        slots = set(SLOTS[self.form])
         if set(self.quantization) != slots:
             raise ValueError(f"{self.name}: a layer in form {self.form} has the slots {slots}")
         if (self.rank is None) != (self.form == "dense"):
@@ -97,7 +98,7 @@ class LayerPlan(_Frozen):
             "B": (rank, in_features),
             "A": (out_features, rank),
         }
-        return {slot: shapes[slot] for slot in _SLOTS[self.form]}
+        return {slot: shapes[slot] for slot in SLOTS[self.form]}
 
     @property
     def parameters(self) -> int:

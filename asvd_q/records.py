@@ -96,6 +96,8 @@ class ArtefactMetadata(_Frozen):
         format: name of the exporter ("onnx", "gptq", "transformers"), "store" for a store.
         options: the exporter's options.
         store_key: identity of the store the artefact was written from.
+        truncation_ranks, correction_ranks: rank of every layer in form factors, and in form
+            correction.
     """
 
     version: Literal[1] = 1
@@ -106,4 +108,5 @@ class ArtefactMetadata(_Frozen):
     float_type: FloatType
     store_key: str
     truncation_ranks: dict[str, int]
+    correction_ranks: dict[str, int] = {}
     layers: tuple[LayerRecord, ...]

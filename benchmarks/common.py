@@ -215,6 +215,7 @@ class Bench:
             store,
             section=parsed.decompose,
             quantization=parsed.quantize,
+            correction=parsed.correct,
             calibration=Calibration(
                 self.calibration(calibration), BATCH, parsed.calibration.sequential
             ),

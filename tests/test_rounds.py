@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from asvd_q.compression import decompose, layer, loop
+from asvd_q.compression import decompose, layer, loop, matrices
 from asvd_q.decomposition import Spectrum, spectrum
 from asvd_q.errors import RankError
 from asvd_q.models import SourceModel
@@ -104,7 +104,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
             return quantize(*args)
 
         monkeypatch.setattr(loop, "compress_layer", watched)
-        monkeypatch.setattr(layer, "quantize", quantize_or_fail)
+        monkeypatch.setattr(matrices, "quantize", quantize_or_fail)
         return compressed
 
     return install
@@ -199,6 +199,22 @@ def test_a_kept_ratio_is_met_around_a_layer_that_cannot_be_decomposed(
         f"{name} stayed dense, in float32: its decomposition failed: did not converge"
     )
     assert len(record.warnings) == 2
+
+
+def test_a_lost_correction_is_told(
+    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **options: Any) -> Any:
+        raise torch.linalg.LinAlgError("did not converge")  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(layer, "corrected", fail)
+    record = run(
+        make_recipe(decompose=None, search=None, correct={"ranks": {NAME: 4}, "include": [NAME]}),
+        quiet,
+    )
+    assert record.warnings == (
+        f"{NAME} has codes without a correction: its correction failed: did not converge",
+    )
 
 
 @pytest.mark.parametrize(

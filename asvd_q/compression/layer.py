@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from asvd_q.compression.correct import corrected
 from asvd_q.compression.decompose import Decomposition, decompose
+from asvd_q.compression.matrices import (
+    stored_factors,
+    stored_matrix,
+    stored_product,
+    too_wide,
+)
 from asvd_q.decomposition import (
-    Factors,
-    refit_left,
+    CorrectionTarget,
     refit_target,
     refitted_output_error,
     relative_output_error,
 )
 from asvd_q.errors import NumericsError, first_line
 from asvd_q.plan import FloatType, LayerPlan, Slot, store_bytes
-from asvd_q.quantization import TORCH_TYPES, FloatWeight, StoredWeight, quantize
-from asvd_q.recipe import FULLY_AWARE, DecomposeSection, FactorAware, QuantizeSection
+from asvd_q.quantization import TORCH_TYPES, FloatWeight, StoredWeight
+from asvd_q.recipe import (
+    FULLY_AWARE,
+    CorrectSection,
+    DecomposeSection,
+    FactorAware,
+    QuantizeSection,
+)
 from asvd_q.records import LayerRecord
 from asvd_q.statistics.collectors import SiteStatistics
 from asvd_q.store import StoredLayer
@@ -34,6 +48,7 @@ def compress_layer(
     *,
     section: DecomposeSection | None = None,
     quantization: QuantizeSection | None = None,
+    correction: CorrectSection | None = None,
     statistics: SiteStatistics | None = None,
     fisher: Tensor | None = None,
     seed: int = 0,
@@ -47,9 +62,10 @@ def compress_layer(
         weight: W (out, in), in the type it is stored in.
         section: how to decompose; needed when the plan says factors.
         quantization: what goes beyond the plan's settings of single matrices: the refit of dense
-            layers, what A is told of B's codes, and the bound `max_error` on
+            and corrected layers, what A is told of B's codes, and the bound `max_error` on
             ‖(Ŵ_q − Ŵ) x‖ / ‖W x‖, Ŵ being the layer before it is quantized: W, what it was refitted
             to, or the product of the exact factors, also where A is fitted to B's codes.
+        correction: how to correct; None takes that section's defaults.
         statistics: of the layer's site. None measures errors on the weights alone.
         fisher: (in,), see `make_scaling`.
         seed: of all that is random here.
@@ -57,7 +73,8 @@ def compress_layer(
     Returns:
         What goes into the store. A layer whose decomposition fails stays as it was; one whose
         quantization fails, or adds more error than the bound, keeps its form in floating point,
-        both factors together. Its record says why.
+        both factors together. One whose correction fails, or stays above the bound, has its
+        codes alone, as far as those can be made within it. Its record says why.
 
     Raises:
         NumericsError: NaN or infinity in the weight or the statistics, or a value that
@@ -65,8 +82,19 @@ def compress_layer(
         MissingExtraError: the package that is to quantize is not installed.
     """
     _require_finite(weight, plan, float_type, statistics)
+    if plan.form == "correction" and statistics is None:
+        raise NumericsError(f"{plan.name}: a correction needs the Gram matrix of its input")
+    bound = None if quantization is None else quantization.max_error
+    lost: str | None = None
+    if plan.form == "correction":
+        try:
+            made = _corrected(weight, plan, float_type, statistics, quantization, correction, seed)
+            return _measured(weight, made, plan, float_type, statistics, bound)
+        except _FAILURES as error:
+            lost = f"its correction failed: {first_line(error)}"
+            plan = _codes_alone(plan, lost)
     found: Decomposition | None = None
-    if plan.rank is not None:
+    if plan.form == "factors":
         assert section is not None
         try:
             found = decompose(weight, plan, section, statistics, fisher, seed)
@@ -78,15 +106,22 @@ def compress_layer(
     reason = plan.reason
     if _is_quantized(plan):
         try:
-            return _stored(weight, found, plan, float_type, statistics, quantization)
+            made = (
+                _dense(weight, plan, float_type, statistics, quantization)
+                if found is None
+                else _factorised(found, plan, float_type, statistics, quantization)
+            )
+            return _measured(weight, made, plan, float_type, statistics, bound)
         except _FAILURES as error:
-            reason = f"its quantization failed: {first_line(error)}"
+            failure = f"its quantization failed: {first_line(error)}"
+            reason = failure if lost is None else f"{lost}; {failure}"
     if found is None:
         return keep_layer(weight, plan, float_type, reason)
     in_floats = dict.fromkeys(plan.quantization)
     plan = plan.model_copy(update={"quantization": in_floats, "reason": reason})
     try:
-        return _stored(weight, found, plan, float_type, statistics)
+        made = _factorised(found, plan, float_type, statistics, quantization)
+        return _measured(weight, made, plan, float_type, statistics, None)
     except ValueError as error:
         raise NumericsError(f"{plan.name}: {error}") from error
 
@@ -102,10 +137,83 @@ def keep_layer(
     return StoredLayer(_record(weight, kept, float_type, stored, {}, True, []), stored)
 
 
-def _dense_target(
-    weight: Tensor, quantization: QuantizeSection | None, statistics: SiteStatistics | None
+@dataclass(frozen=True)
+class _Made:
+    """What is to be stored of a layer.
+
+    Attributes:
+        before: what the stored matrices approximate, (out, in).
+        decomposed: whether that is an approximation of the weight itself.
+        notes: of what was done, without those of the matrices.
+    """
+
+    stored: dict[Slot, StoredWeight]
+    before: Tensor
+    decomposed: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def _dense(
+    weight: Tensor,
+    plan: LayerPlan,
+    float_type: FloatType,
+    statistics: SiteStatistics | None,
+    quantization: QuantizeSection | None,
+) -> _Made:
+    """Codes of the layer's target."""
+    target = _target(weight, float_type, statistics, quantization)
+    gram = None if statistics is None else statistics.gram
+    return _Made({"weight": stored_matrix(target, plan, "weight", float_type, gram)}, target)
+
+
+def _factorised(
+    found: Decomposition,
+    plan: LayerPlan,
+    float_type: FloatType,
+    statistics: SiteStatistics | None,
+    quantization: QuantizeSection | None,
+) -> _Made:
+    """Found factors, each in codes or rounded."""
+    gram = None if statistics is None else statistics.gram
+    stored = stored_factors(
+        found.factors, found.target, plan, float_type, gram, _aware(quantization)
+    )
+    return _Made(stored, found.factors.product(), decomposed=True, notes=found.notes)
+
+
+def _corrected(
+    weight: Tensor,
+    plan: LayerPlan,
+    float_type: FloatType,
+    statistics: SiteStatistics | None,
+    quantization: QuantizeSection | None,
+    section: CorrectSection | None,
+    seed: int,
+) -> _Made:
+    """Codes and the correction beside them, for the layer's target."""
+    assert statistics is not None
+    target = CorrectionTarget(
+        _target(weight, float_type, statistics, quantization), statistics.gram, plan.name
+    )
+    stored = corrected(
+        target,
+        plan,
+        section or CorrectSection(),
+        seed,
+        float_type=float_type,
+        aware=_aware(quantization),
+    )
+    return _Made(stored, target.weight)
+
+
+def _target(
+    weight: Tensor,
+    float_type: FloatType,
+    statistics: SiteStatistics | None,
+    quantization: QuantizeSection | None,
 ) -> Tensor:
-    """What a dense layer's codes are to approximate: W, or what it was refitted to."""
+    """What a layer's codes, corrected or not, are to approximate: W, or what it was refitted to."""
+    weight = weight.to(TORCH_TYPES[float_type])
     dense = None if statistics is None else statistics.dense
     if quantization is None or not quantization.refit or dense is None:
         return weight
@@ -113,47 +221,49 @@ def _dense_target(
     return refit_target(weight, statistics.gram, dense.cross, quantization.refit_damping)
 
 
-def _stored(
+def _aware(quantization: QuantizeSection | None) -> FactorAware:
+    return FULLY_AWARE if quantization is None else quantization.factors.aware
+
+
+def _codes_alone(plan: LayerPlan, reason: str) -> LayerPlan:
+    """The plan of a layer whose correction is given up."""
+    quantization = {"weight": plan.quantization["weight"]}
+    return plan.model_copy(
+        update={"form": "dense", "rank": None, "quantization": quantization, "reason": reason}
+    )
+
+
+def _measured(
     weight: Tensor,
-    found: Decomposition | None,
+    made: _Made,
     plan: LayerPlan,
     float_type: FloatType,
     statistics: SiteStatistics | None,
-    quantization: QuantizeSection | None = None,
+    bound: float | None,
 ) -> StoredLayer:
-    """A dense layer or found factors, quantized as the plan says, and measured.
-
-    Args:
-        found: None for a dense layer.
+    """What was made of a layer, with its errors.
 
     Raises:
-        NumericsError, ValueError, LinAlgError: that cannot be done, or not within the bound.
+        NumericsError: it is farther from what it approximates than the bound.
     """
-    gram = None if statistics is None else statistics.gram
-    quantized = _is_quantized(plan)
+    product = stored_product(made.stored).to(weight.device)
     errors: dict[str, float] = {}
-    notes: list[str] = []
-    stored: dict[Slot, StoredWeight]
-    if found is None:
-        before = _dense_target(weight.to(TORCH_TYPES[float_type]), quantization, statistics)
-        stored = {"weight": _quantized(before, plan, "weight", float_type, gram)}
+    if _is_quantized(plan):
+        gram = None if statistics is None else statistics.gram
+        _require_close(weight, made.before, product, gram, bound)
+        if made.decomposed:
+            errors["decompose"] = _error(weight, made.before, statistics)
+        errors["quantize"] = _error(weight, product, statistics)
     else:
-        before = found.factors.product()
-        notes.extend(found.notes)
-        aware = FULLY_AWARE if quantization is None else quantization.factors.aware
-        stored = _quantized_factors(found, plan, float_type, gram, aware)
-    product = _product(stored).to(weight.device)
-    if quantized:
-        bound = None if quantization is None else quantization.max_error
-        _require_close(weight, before, product, gram, bound)
-        if found is not None:
-            errors["decompose"] = _error(weight, before, statistics)
-    errors["quantize" if quantized else "decompose"] = _error(weight, product, statistics)
-    for slot, part in stored.items():
+        errors["decompose"] = _error(weight, product, statistics)
+    notes = [*made.notes]
+    for slot, part in made.stored.items():
         notes.extend(f"{slot}: {note}" for note in part.notes)
     return StoredLayer(
-        record=_record(weight, plan, float_type, stored, errors, statistics is not None, notes),
-        weights=stored,
+        record=_record(
+            weight, plan, float_type, made.stored, errors, statistics is not None, notes
+        ),
+        weights=made.stored,
     )
 
 
@@ -170,7 +280,7 @@ def _require_finite(
     if statistics is not None and not torch.isfinite(statistics.gram).all():
         raise NumericsError(f"{plan.name}: the Gram matrix of its input holds NaN or infinity")
     if plan.rank is None and not torch.isfinite(weight.to(TORCH_TYPES[float_type])).all():
-        raise NumericsError(f"{plan.name}: {_too_wide(float_type)}")
+        raise NumericsError(f"{plan.name}: {too_wide(float_type)}")
 
 
 def _require_close(
@@ -187,27 +297,6 @@ def _require_close(
         )
 
 
-def _quantized_factors(
-    found: Decomposition,
-    plan: LayerPlan,
-    float_type: FloatType,
-    gram: Tensor | None,
-    factor_aware: FactorAware,
-) -> dict[Slot, StoredWeight]:
-    """B first, then A: fitted to the stored B, and quantized for what that makes of the inputs."""
-    factors = found.factors
-    right = _quantized(factors.B, plan, "B", float_type, gram)
-    left, latent = factors.A, None
-    if gram is not None:
-        rounded = right.dequantize().double().to(gram.device)
-        if factor_aware.refit and plan.quantization["B"] is not None:
-            left = refit_left(Factors(left, rounded), found.target, gram).A
-        if plan.quantization["A"] is not None:
-            basis = rounded if factor_aware.latent_gram else factors.B
-            latent = basis @ gram @ basis.T
-    return {"B": right, "A": _quantized(left, plan, "A", float_type, latent)}
-
-
 def _error(weight: Tensor, approximation: Tensor, statistics: SiteStatistics | None) -> float:
     """Relative output error; against the dense model's outputs where its inputs are known."""
     if statistics is None:
@@ -217,35 +306,6 @@ def _error(weight: Tensor, approximation: Tensor, statistics: SiteStatistics | N
     return refitted_output_error(
         weight, approximation, statistics.dense.gram, statistics.gram, statistics.dense.cross
     )
-
-
-def _quantized(
-    matrix: Tensor, plan: LayerPlan, slot: Slot, float_type: FloatType, gram: Tensor | None
-) -> StoredWeight:
-    """One matrix as it is stored; `gram` is of its own input."""
-    spec = plan.quantization[slot]
-    if spec is not None:
-        stored = quantize(matrix.cpu(), spec, None if gram is None else gram.cpu())
-        if not torch.isfinite(stored.dequantize()).all():
-            raise NumericsError("its codes stand for NaN or infinity")
-        return stored
-    rounded = matrix.cpu().to(TORCH_TYPES[float_type])
-    if not torch.isfinite(rounded).all():
-        raise ValueError(_too_wide(float_type))
-    return FloatWeight(rounded)
-
-
-def _too_wide(float_type: FloatType) -> str:
-    return f"a value does not fit into {float_type}; set model.dtype to a wider type"
-
-
-def _product(stored: dict[Slot, StoredWeight]) -> Tensor:
-    """Ŵ (out, in) as the stored tensors give it."""
-    parts = {slot: part.dequantize().double() for slot, part in stored.items()}
-    if "A" not in parts:
-        return parts["weight"]
-    product = parts["A"] @ parts["B"]
-    return product + parts["weight"] if "weight" in parts else product
 
 
 def _record(

@@ -22,7 +22,7 @@ from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import Site, WeightRef
 from asvd_q.plan import LayerPlan, Slot
-from asvd_q.recipe import DecomposeSection, QuantizeSection
+from asvd_q.recipe import CorrectSection, DecomposeSection, QuantizeSection
 from asvd_q.statistics.collectors import SiteStatistics, collecting, collecting_pairs
 from asvd_q.statistics.fisher import fisher_information
 from asvd_q.store import Store, StoredLayer
@@ -76,6 +76,7 @@ def compress(
     *,
     section: DecomposeSection | None,
     quantization: QuantizeSection | None,
+    correction: CorrectSection | None = None,
     seed: int,
     calibration: Calibration | None,
     progress: Progress,
@@ -86,6 +87,7 @@ def compress(
         model: the dense model; it is not changed.
         section: how to decompose; None when the plan holds no factors.
         quantization: what goes beyond the plan's settings of single matrices; None: nothing.
+        correction: how to correct; None takes that section's defaults.
         seed: of all that is random in a layer, together with the layer's name.
         calibration: None when nothing needs statistics; errors are then those of the weights.
 
@@ -93,7 +95,7 @@ def compress(
         NumericsError: NaN or infinity in a weight or an activation, naming the layer.
     """
     sequential = calibration is not None and calibration.sequential
-    loop = _Loop(model, store, section, quantization, seed, progress, sequential)
+    loop = _Loop(model, store, section, quantization, correction, seed, progress, sequential)
     if calibration is None:
         for done, block in enumerate(store.blocks()):
             if not store.is_finished(block):
@@ -110,6 +112,7 @@ class _Loop:
         store: Store,
         section: DecomposeSection | None,
         quantization: QuantizeSection | None,
+        correction: CorrectSection | None,
         seed: int,
         progress: Progress,
         sequential: bool,
@@ -118,6 +121,7 @@ class _Loop:
         self.store = store
         self.section = section
         self.quantization = quantization
+        self.correction = correction
         self.seed = seed
         self.progress = progress
         self.sequential = sequential
@@ -181,6 +185,7 @@ class _Loop:
             self.store.float_type,
             section=self.section,
             quantization=self.quantization,
+            correction=self.correction,
             statistics=statistics,
             fisher=self.fisher.get(plan.name),
             seed=self.seed,
@@ -280,7 +285,7 @@ class _Loop:
         wanted = [
             self.weights[plan.name]
             for plan in self.store.plan
-            if plan.rank is not None and plan.block in pending
+            if plan.form == "factors" and plan.block in pending
         ]
         total = 2 * len(self.model)
         return fisher_information(

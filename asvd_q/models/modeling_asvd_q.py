@@ -5,7 +5,8 @@ it: `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` needs
 
 The classes are made when they are asked for: `AsvdQ` in front of the name of any configuration
 or model class that transformers has. `AsvdQLlamaForCausalLM` is a `LlamaForCausalLM` whose
-layers named in `config.truncation_ranks` are pairs of smaller ones.
+layers named in `config.truncation_ranks` are pairs of smaller ones, and whose layers named in
+`config.correction_ranks` have such a pair beside their weight.
 """
 
 from __future__ import annotations
@@ -82,18 +83,36 @@ def swap_factors(
     prefix: str = "",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    *,
+    corrections: Mapping[str, int] | None = None,
 ) -> None:
-    """Put an empty `LowRankLinear` in place of every linear layer named in `ranks`.
+    """Put an empty layer of ours in place of every linear layer that is named.
 
     Args:
         module: changed in place; its parameters may be on the meta device.
-        ranks: layer name → rank, names as in the causal language model.
+        ranks: name of a layer that becomes a `LowRankLinear` → rank, names as in the causal
+            language model.
         prefix: dotted path of `module` in that model; names outside it are left out.
         device, dtype: of the new layers; by default those of the layer they replace.
+        corrections: name of a layer that becomes a `CorrectedLinear` → rank.
 
     Raises:
         ValueError: a name is that of no layer, or of no linear one.
     """
+    _swap(module, ranks, prefix, device, dtype, LowRankLinear, "truncation_ranks")
+    _swap(module, corrections or {}, prefix, device, dtype, CorrectedLinear, "correction_ranks")
+
+
+def _swap(
+    module: nn.Module,
+    ranks: Mapping[str, int],
+    prefix: str,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    made: type[LowRankLinear] | type[CorrectedLinear],
+    key: str,
+) -> None:
+    """Replace layers by those of one class; `key` is where the configuration names them."""
     dot = f"{prefix}." if prefix else ""
     for name, rank in ranks.items():
         if not name.startswith(dot):
@@ -102,14 +121,14 @@ def swap_factors(
         try:
             layer = module.get_submodule(path)
         except AttributeError as error:
-            raise ValueError(f"truncation_ranks: {name} is no layer of this model") from error
+            raise ValueError(f"{key}: {name} is no layer of this model") from error
         if isinstance(layer, nn.Linear):
             in_features, out_features = layer.in_features, layer.out_features
         elif isinstance(layer, Conv1D):  # keeps its weight as (in, out)
             in_features, out_features = layer.nx, layer.nf
         else:
-            raise ValueError(f"truncation_ranks: {name} is a {type(layer).__name__}, not linear")
-        factors = LowRankLinear(
+            raise ValueError(f"{key}: {name} is a {type(layer).__name__}, not linear")
+        replacement = made(
             in_features,
             rank,
             out_features,
@@ -117,7 +136,7 @@ def swap_factors(
             device=layer.weight.device if device is None else device,
             dtype=layer.weight.dtype if dtype is None else dtype,
         )
-        module.set_submodule(path, factors.train(layer.training))
+        module.set_submodule(path, replacement.train(layer.training))
 
 
 def auto_map(base: type[PreTrainedConfig]) -> dict[str, str]:
@@ -164,10 +183,14 @@ def _derived(base: type[Any]) -> type[Any]:
 def _config(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     namespace = {
         "__module__": __name__,
-        "__doc__": f"A {base.__name__} with the rank of every factorised layer, by its name.",
-        "__annotations__": {"truncation_ranks": dict[str, int]},
+        "__doc__": f"A {base.__name__} with the ranks of its low-rank layers, by their names.",
+        "__annotations__": {
+            "truncation_ranks": dict[str, int],
+            "correction_ranks": dict[str, int],
+        },
         "model_type": _TYPE_PREFIX + base.model_type,
         "truncation_ranks": field(default_factory=dict),
+        "correction_ranks": field(default_factory=dict),
         "_auto_class": "AutoConfig",
     }
     return type(_PREFIX + base.__name__, (base,), namespace)
@@ -180,12 +203,17 @@ def _model(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         base.__init__(self, config, *inputs, **kwargs)
         # A model without its head has the same layers under shorter names.
         headless = self.base_model is self
-        swap_factors(self, config.truncation_ranks, self.base_model_prefix if headless else "")
+        swap_factors(
+            self,
+            config.truncation_ranks,
+            self.base_model_prefix if headless else "",
+            corrections=config.correction_ranks,
+        )
 
     causal = _base_models(config_class.__bases__[0]).get("AutoModelForCausalLM")
     namespace = {
         "__module__": __name__,
-        "__doc__": f"A {base.__name__} whose layers in `truncation_ranks` are factorised.",
+        "__doc__": f"A {base.__name__} with the low-rank layers that its configuration names.",
         "__init__": init,
         "config_class": config_class,
         # Saving copies this file along only for classes that belong to an auto class.

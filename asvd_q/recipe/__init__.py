@@ -6,6 +6,7 @@ Importing this package loads neither torch nor transformers.
 from asvd_q.recipe.base import matches
 from asvd_q.recipe.budget import BudgetSection
 from asvd_q.recipe.corpora import BUILT_IN, CalibrationSection, CorpusSection, EvaluateSection
+from asvd_q.recipe.correct import CorrectSection
 from asvd_q.recipe.decompose import DecomposeSection
 from asvd_q.recipe.export import ExportSection
 from asvd_q.recipe.load import load_recipe
@@ -23,6 +24,7 @@ __all__ = [
     "BudgetSection",
     "CalibrationSection",
     "CorpusSection",
+    "CorrectSection",
     "DecomposeSection",
     "EvaluateSection",
     "ExportSection",

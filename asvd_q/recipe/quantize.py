@@ -31,7 +31,7 @@ FULLY_AWARE = FactorAware()
 
 
 class Factors(Section):
-    """Settings for the two factors of decomposed layers."""
+    """Settings for the two factors of decomposed layers, and of corrections."""
 
     aware: FactorAware = FULLY_AWARE
     """What the second factor knows of the first one's quantization."""
@@ -50,7 +50,7 @@ class QuantizeOverride(PartialQuantSpec):
     """Pattern on the layer's full name or its last part."""
 
     slot: Slot | None = None
-    """Only this matrix: weight (of a dense layer), A or B; null is all of them."""
+    """Only this matrix: weight (of a dense or corrected layer), A or B; null is all of them."""
 
     skip: Bool | None = None
     """true leaves the matrix in floating point; false takes back an earlier decision to."""
@@ -94,18 +94,19 @@ class QuantizeSection(PartialQuantSpec):
     stays in floating point, and its record says so. null sets no bound."""
 
     factors: Factors = Factors()
-    """Settings for the factors A and B of decomposed layers."""
+    """Settings for the factors A and B of decomposed layers, and of corrections."""
 
     refit: Bool = False
-    """Fit each layer that stays dense to the dense model's outputs, given the inputs that the
-    layers compressed before it leave it, before it is quantized; needs `calibration.sequential`.
-    `decompose.refit` does the same for factors."""
+    """Fit each layer that is not factorised to the dense model's outputs, given the inputs that
+    the layers compressed before it leave it, before it is quantized; needs
+    `calibration.sequential`. `decompose.refit` does the same for factors."""
 
     refit_damping: Annotated[Number, Field(gt=0)] = 0.01
     """How much refit distrusts the calibration text, relative to the mean of its Gram matrix."""
 
     dense: Dense = PartialQuantSpec()
-    """Settings for layers that stay dense; false leaves those in floating point."""
+    """Settings for layers that stay dense, and for what is corrected; false leaves those in
+    floating point."""
 
     overrides: tuple[QuantizeOverride, ...] = ()
     """Settings by pattern; later entries win over earlier ones."""
@@ -151,7 +152,7 @@ class QuantizeSection(PartialQuantSpec):
 
         Args:
             layer_name: full dotted name, "model.layers.0.self_attn.q_proj".
-            slot: weight of a dense layer, or A or B of a decomposed one.
+            slot: weight of a dense or corrected layer, or A or B of a decomposed or corrected one.
 
         Returns:
             The settings; None leaves the matrix in floating point.

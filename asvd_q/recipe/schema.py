@@ -11,6 +11,7 @@ from asvd_q.plan import FloatType
 from asvd_q.recipe.base import Section, Text
 from asvd_q.recipe.budget import BudgetSection
 from asvd_q.recipe.corpora import CalibrationSection, EvaluateSection
+from asvd_q.recipe.correct import CorrectSection
 from asvd_q.recipe.decompose import DecomposeSection
 from asvd_q.recipe.export import ExportSection
 from asvd_q.recipe.model import ModelSection
@@ -65,6 +66,9 @@ class Recipe(Section):
     quantize: QuantizeSection | None = None
     """Quantization of the factors and of dense layers."""
 
+    correct: CorrectSection | None = None
+    """Low-rank corrections beside the codes of quantized layers."""
+
     export: tuple[ExportSection, ...] = ()
     """Artefacts to write, each in a folder of its own."""
 
@@ -93,6 +97,24 @@ class Recipe(Section):
             raise ValueError(
                 f"quantize: the method {method} needs the Gram matrices of its layers' inputs: "
                 "add a `calibration` section, for example `calibration: {corpus: python-docs}`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_correct(self) -> Recipe:
+        if self.correct is None:
+            return self
+        if not self.correct.has_target:
+            raise ValueError("correct: needs `rank` or `ranks`")
+        if self.quantize is None:
+            raise ValueError(
+                "correct makes up for what quantization loses: add a `quantize` section, for "
+                "example `quantize: {method: gptq, bits: 3}`"
+            )
+        if self.calibration is None:
+            raise ValueError(
+                "correct needs the Gram matrices of its layers' inputs: add a `calibration` "
+                "section, for example `calibration: {corpus: python-docs}`"
             )
         return self
 
@@ -202,6 +224,7 @@ class Recipe(Section):
                 "calibration": True,
                 "decompose": True,
                 "quantize": True,
+                "correct": True,
             },
         )
         if self.calibration is not None:

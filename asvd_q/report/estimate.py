@@ -8,9 +8,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from asvd_q.models.skeleton import Skeleton
-from asvd_q.plan import Plan
+from asvd_q.plan import LayerPlan, Plan
 from asvd_q.quantization.grid import search_trials
-from asvd_q.recipe import Recipe
+from asvd_q.recipe import CorrectSection, Recipe
 
 __all__ = ["Estimate", "estimate"]
 
@@ -73,9 +73,10 @@ def estimate(recipe: Recipe, skeleton: Skeleton, plan: Plan) -> Estimate:
     for layer in plan:
         if layer.rank is not None:
             side = min(layer.shape)
-            flops += 2 * _EIGH * side**3 + 8.0 * side * side * max(layer.shape)
+            once = 2 * _EIGH * side**3 + 8.0 * side * side * max(layer.shape)
+            flops += once * _turns(layer, recipe)
     elementwise = sum(
-        rows * columns * (_ROUNDING + search_trials(spec) * _TRIAL)
+        _turns(layer, recipe) * rows * columns * (_ROUNDING + search_trials(spec) * _TRIAL)
         for layer in plan
         for slot, (rows, columns) in layer.slot_shapes().items()
         if (spec := layer.quantization[slot]) is not None
@@ -84,10 +85,19 @@ def estimate(recipe: Recipe, skeleton: Skeleton, plan: Plan) -> Estimate:
         for slot, (rows, columns) in layer.slot_shapes().items():
             spec = layer.quantization[slot]
             if spec is not None and spec.method == "gptq":
-                flops += 2.0 * (2 * rows * columns**2 + columns**3)  # float64 is half as fast
+                once = 2.0 * (2 * rows * columns**2 + columns**3)  # float64 is half as fast
+                flops += once * _turns(layer, recipe)
     if recipe.decompose is not None and recipe.decompose.scaling == "fisher":
         flops += 4 * 2.0 * tokens * sum(blocks.values())
     return Estimate(memory_bytes=memory, seconds=flops / _speed() + elementwise)
+
+
+def _turns(layer: LayerPlan, recipe: Recipe) -> int:
+    """How often a layer's matrices are made, at most."""
+    if layer.form != "correction":
+        return 1
+    section = recipe.correct or CorrectSection()
+    return section.rounds if section.method == "alternate" else 1
 
 
 def _speed() -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 
-from asvd_q.errors import RecipeError
+from asvd_q.errors import RankError, RecipeError
 from asvd_q.models.refs import WeightRef
 from asvd_q.models.skeleton import Skeleton
 from asvd_q.models.source import SourceModel
 from asvd_q.plan import (
     FLOAT_BYTES,
+    SLOTS,
     FloatType,
     Form,
     LayerPlan,
@@ -32,12 +33,19 @@ def make_plan(
 
     Raises:
         RankError: explicit ranks that do not fit the model.
-        RecipeError: a pattern that matches no layer, or a head that cannot be decomposed.
+        RecipeError: a pattern that matches no layer, a head that cannot be decomposed, or a layer
+            that is to be factorised and corrected.
     """
     _check_patterns(recipe, [weight.name for weight in skeleton.weights])
     weights = [weight for weight in skeleton.weights if _covered(weight, recipe, skeleton)]
     choices = _choose_ranks(recipe, weights)
-    layers = tuple(_layer(weight, choices, recipe, float_type) for weight in weights)
+    corrections = _correction_ranks(recipe, weights, choices)
+    layers = tuple(
+        _corrected(weight, corrections[weight.name], recipe, float_type)
+        if weight.name in corrections
+        else _layer(weight, choices[weight.name], recipe, float_type)
+        for weight in weights
+    )
     planned = sum(layer.shape[0] * layer.shape[1] for layer in layers)
     total = sum(info.numel for info in source.tensors.values())
     return Plan(
@@ -73,6 +81,9 @@ def _check_patterns(recipe: Recipe, names: list[str]) -> None:
         patterns["quantize.include"] = recipe.quantize.include
         patterns["quantize.exclude"] = recipe.quantize.exclude
         patterns["quantize.overrides"] = tuple(item.match for item in recipe.quantize.overrides)
+    if recipe.correct is not None:
+        patterns["correct.include"] = recipe.correct.include
+        patterns["correct.exclude"] = recipe.correct.exclude
     kinds = sorted({name.rsplit(".", 1)[-1] for name in names})
     for key, given in patterns.items():
         for pattern in given:
@@ -98,14 +109,54 @@ def _choose_ranks(recipe: Recipe, weights: list[WeightRef]) -> dict[str, RankCho
     return choices | uniform_ranks(included, section.kept_ratio, section.rank_multiple)
 
 
+def _correction_ranks(
+    recipe: Recipe, weights: list[WeightRef], choices: dict[str, RankChoice]
+) -> dict[str, int]:
+    """Rank of every layer that `correct` gives one.
+
+    Args:
+        choices: what `decompose` does with the layers.
+    """
+    section = recipe.correct
+    if section is None:
+        return {}
+    included = [weight for weight in weights if section.selects(weight.name)]
+    if section.rank is not None:
+        for weight in included:
+            if section.rank > min(weight.shape):
+                raise RankError(
+                    f"correct.rank: {section.rank} is above {min(weight.shape)} for {weight.name}, "
+                    f"whose shape is {weight.shape}"
+                )
+        found = dict.fromkeys((weight.name for weight in included), section.rank)
+    else:
+        assert section.ranks is not None
+        explicit = explicit_ranks(included, section.ranks, "correct.ranks")
+        found = {name: item.rank for name, item in explicit.items() if item.rank is not None}
+    for name, rank in found.items():
+        if choices[name].rank is not None:
+            raise RecipeError(
+                f"{name}: `decompose` makes factors of rank {choices[name].rank} of it, and "
+                f"`correct` would correct it with rank {rank}: exclude it from one of the two"
+            )
+    return found
+
+
+def _corrected(weight: WeightRef, rank: int, recipe: Recipe, float_type: FloatType) -> LayerPlan:
+    dense = _build(weight, "dense", RankChoice(None), recipe, float_type)
+    if dense.quantization["weight"] is None:
+        reason = "its weight is not quantized, so there is nothing to correct"
+        return dense.model_copy(update={"reason": reason})
+    return _build(weight, "correction", RankChoice(rank), recipe, float_type)
+
+
 def _layer(
-    weight: WeightRef, choices: dict[str, RankChoice], recipe: Recipe, float_type: FloatType
+    weight: WeightRef, choice: RankChoice, recipe: Recipe, float_type: FloatType
 ) -> LayerPlan:
-    choice = choices[weight.name]
-    dense = _build(weight, RankChoice(None, choice.reason), recipe, float_type)
+    dense = _build(weight, "dense", RankChoice(None, choice.reason), recipe, float_type)
     if choice.rank is None:
         return dense
-    factors = _build(weight, choice, recipe, float_type)
+    factors = _build(weight, "factors", choice, recipe, float_type)
     assert recipe.decompose is not None
     if factors.predicted_bytes < dense.predicted_bytes or recipe.decompose.ranks is not None:
         return factors
@@ -118,17 +169,16 @@ def _layer(
 
 def layer_bytes(weight: WeightRef, recipe: Recipe, float_type: FloatType, rank: int) -> int:
     """Store bytes of a layer's factors of some rank, quantized as the recipe says."""
-    return _build(weight, RankChoice(rank), recipe, float_type).predicted_bytes
+    return _build(weight, "factors", RankChoice(rank), recipe, float_type).predicted_bytes
 
 
 def _build(
-    weight: WeightRef, choice: RankChoice, recipe: Recipe, float_type: FloatType
+    weight: WeightRef, form: Form, choice: RankChoice, recipe: Recipe, float_type: FloatType
 ) -> LayerPlan:
     def spec(slot: Slot) -> QuantSpec | None:
         return recipe.quantize.spec_for(weight.name, slot) if recipe.quantize else None
 
-    slots: tuple[Slot, ...] = ("weight",) if choice.rank is None else ("B", "A")
-    plan = plan_layer(weight, {slot: spec(slot) for slot in slots}, choice.rank, float_type)
+    plan = plan_layer(weight, {slot: spec(slot) for slot in SLOTS[form]}, choice.rank, float_type)
     return plan.model_copy(update={"reason": choice.reason})
 
 

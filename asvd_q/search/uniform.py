@@ -81,10 +81,15 @@ def uniform_ranks(
     return {weight.name: choices[weight.name] for weight in weights}
 
 
-def explicit_ranks(weights: Sequence[WeightRef], ranks: Mapping[str, int]) -> dict[str, RankChoice]:
-    """Ranks by pattern, as the recipe's `decompose.ranks` gives them; the last match wins.
+def explicit_ranks(
+    weights: Sequence[WeightRef], ranks: Mapping[str, int], key: str = "decompose.ranks"
+) -> dict[str, RankChoice]:
+    """Ranks by pattern, as the recipe gives them; the last match wins.
 
     Given ranks are taken as they are, neither rounded nor questioned for their bytes.
+
+    Args:
+        key: where the recipe has them, for messages.
 
     Raises:
         RankError: a rank above min(out, in), or a pattern that matches no layer.
@@ -95,19 +100,19 @@ def explicit_ranks(weights: Sequence[WeightRef], ranks: Mapping[str, int]) -> di
         found = [pattern for pattern in ranks if matches(weight.name, [pattern])]
         used.update(found)
         if not found:
-            choices[weight.name] = RankChoice(None, "decompose.ranks names no rank for it")
+            choices[weight.name] = RankChoice(None, f"{key} names no rank for it")
             continue
         rank = ranks[found[-1]]
         if not 1 <= rank <= min(weight.shape):
             raise RankError(
-                f"decompose.ranks.{found[-1]}: rank {rank} is outside 1 … {min(weight.shape)} "
+                f"{key}.{found[-1]}: rank {rank} is outside 1 … {min(weight.shape)} "
                 f"for {weight.name}, whose shape is {weight.shape}"
             )
         choices[weight.name] = RankChoice(rank)
     unused = [pattern for pattern in ranks if pattern not in used]
     if unused:
         raise RankError(
-            f"decompose.ranks.{unused[0]} matches no layer of the model: names look like "
+            f"{key}.{unused[0]} matches no layer of the model: names look like "
             f"{weights[0].name if weights else 'nothing, the model has no layers to factorise'}"
         )
     return choices

@@ -340,11 +340,7 @@ def _read_records(folder: Path, plan: Plan) -> list[LayerRecord]:
 def _metadata(
     header: StoreHeader, records: list[LayerRecord], format: str, options: Mapping[str, object]
 ) -> ArtefactMetadata:
-    ranks = {
-        record.name: record.rank
-        for record in records
-        if record.form == "factors" and record.rank is not None
-    }
+    done = header.plan.model_copy(update={"layers": tuple(layer.as_plan() for layer in records)})
     return ArtefactMetadata.model_validate(
         {
             "asvd_q": header.asvd_q,
@@ -353,7 +349,8 @@ def _metadata(
             "source": header.source,
             "float_type": header.plan.float_type,
             "store_key": header.key,
-            "truncation_ranks": ranks,
+            "truncation_ranks": done.ranks,
+            "correction_ranks": done.correction_ranks,
             "layers": tuple(records),
         }
     )

@@ -45,12 +45,14 @@ class MatrixFormat:
     Attributes:
         specs: (type, shape) of each tensor by suffix, for a shape and its quantization.
         tensors: the tensors themselves, by the same suffixes.
+        as_source: a dense layer's matrix lies as the source keeps it, which may be (in, out).
     """
 
     specs: Callable[
         [tuple[int, int], QuantSpec | None], dict[str, tuple[torch.dtype, tuple[int, ...]]]
     ]
     tensors: Callable[[StoredWeight], dict[str, Tensor]]
+    as_source: bool = False
 
 
 def write_checkpoint(
@@ -131,7 +133,7 @@ def _groups(
     biases = {
         f"{path}.bias": f"{path}{MODULES['A']}.bias"
         for path, record in zip(paths.values(), changed, strict=True)
-        if record.rank is not None
+        if record.form == "factors"
     }
     for name in [*source.tensors, *(name for name in layers if name not in source.tensors)]:
         if name in layers:
@@ -142,15 +144,20 @@ def _groups(
 
 
 def _layer_group(store: Store, record: LayerRecord, path: str, format: MatrixFormat) -> Group:
+    transposed = format.as_source and record.transposed and record.form == "dense"
     specs = tuple(
-        TensorSpec(f"{path}{MODULES[slot]}.{suffix}", dtype, tensor_shape)
+        TensorSpec(
+            f"{path}{MODULES[slot]}.{suffix}",
+            dtype,
+            tensor_shape[::-1] if transposed else tensor_shape,
+        )
         for slot, shape in record.slot_shapes().items()
         for suffix, (dtype, tensor_shape) in format.specs(shape, record.quantization[slot]).items()
     )
 
     def load() -> dict[str, Tensor]:
         return {
-            f"{path}{MODULES[slot]}.{suffix}": tensor
+            f"{path}{MODULES[slot]}.{suffix}": tensor.T.contiguous() if transposed else tensor
             for slot, weight in store.layer(record.name).weights.items()
             for suffix, tensor in format.tensors(weight).items()
         }
@@ -200,13 +207,14 @@ def _write_config(
     config["dtype"] = float_type
     if untied:
         config["tie_word_embeddings"] = False
-    ranks = {record.name: record.rank for record in store.records() if record.rank is not None}
-    if ranks:
+    plan = store.finished_plan
+    ranks, corrections = plan.ranks, plan.correction_ranks
+    if ranks or corrections:
         try:
             classes = modeling.auto_map(type(source.config))
         except KeyError as error:
             raise ExportError(
-                f"{next(iter(ranks))}: transformers has no class of its own for "
+                f"{next(iter(ranks | corrections))}: transformers has no class of its own for "
                 f"{source.config.model_type}, so its factors cannot be loaded; leave all layers "
                 "dense, or export with onnx"
             ) from error
@@ -214,6 +222,8 @@ def _write_config(
         config["architectures"] = [classes["AutoModelForCausalLM"].split(".")[1]]
         config["model_type"] = f"asvd_q_{source.config.model_type}"
         config["truncation_ranks"] = ranks
+        if corrections:
+            config["correction_ranks"] = corrections
         shutil.copyfile(modeling.__file__, folder / "modeling_asvd_q.py")
     elif "auto_map" in config:  # the source's own code travels with its own classes
         for file in sorted(source.path.glob("*.py")):

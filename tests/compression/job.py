@@ -32,6 +32,7 @@ def compress_to(
     *,
     decompose: dict[str, Any] | None = None,
     quantize: dict[str, Any] | None = None,
+    correct: dict[str, Any] | None = None,
     windows: Tensor | None = WINDOWS,
     batch_size: int = 2,
     sequential: bool = False,
@@ -59,6 +60,7 @@ def compress_to(
             "seed": seed,
             "decompose": decompose,
             "quantize": quantize,
+            "correct": correct,
         }
     )
     plan = make_plan(recipe, source, build_skeleton(source), float_type)
@@ -74,6 +76,7 @@ def compress_to(
         store,
         section=recipe.decompose,
         quantization=recipe.quantize,
+        correction=recipe.correct,
         seed=recipe.seed,
         calibration=calibration,
         progress=progress,

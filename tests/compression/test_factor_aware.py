@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asvd_q.compression import layer
+from asvd_q.compression import matrices
 from asvd_q.compression.layer import compress_layer
 from asvd_q.plan import LayerPlan, QuantSpec
 from asvd_q.recipe import DecomposeSection, FactorAware, QuantizeSection
@@ -56,13 +56,13 @@ def output_error(case: Case, stored: StoredLayer) -> float:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor | None]]:
     """Matrices that were quantized, B before A, with the Gram matrix each came with."""
     found: list[tuple[Tensor, Tensor | None]] = []
-    original = layer.quantize
+    original = matrices.quantize
 
     def spy(matrix: Tensor, spec: QuantSpec, gram: Tensor | None) -> Any:
         found.append((matrix, gram))
         return original(matrix, spec, gram)
 
-    monkeypatch.setattr(layer, "quantize", spy)
+    monkeypatch.setattr(matrices, "quantize", spy)
     return found
 
 

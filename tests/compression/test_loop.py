@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from asvd_q.compression import check_weights, decompose, layer
+from asvd_q.compression import check_weights, decompose, layer, matrices
 from asvd_q.decomposition import Spectrum, spectrum
 from asvd_q.errors import NumericsError
 from asvd_q.models import SourceModel
@@ -72,13 +72,13 @@ def test_factors_are_quantized_from_float64(
 ) -> None:
     model = save_family(family, tmp_path / "other")
     dtypes: set[torch.dtype] = set()
-    original = layer.quantize
+    original = matrices.quantize
 
     def spy(matrix: torch.Tensor, *rest: Any) -> Any:
         dtypes.add(matrix.dtype)
         return original(matrix, *rest)
 
-    monkeypatch.setattr(layer, "quantize", spy)
+    monkeypatch.setattr(matrices, "quantize", spy)
     store = compress_to(tmp_path / "store", model, decompose=RANKS, quantize=RTN)
     assert dtypes == {torch.float64}
     for stored in store.layers():

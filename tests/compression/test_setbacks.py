@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from asvd_q.compression import compress_layer, layer
+from asvd_q.compression import compress_layer, matrices
 from asvd_q.errors import MissingExtraError, NumericsError
 from asvd_q.plan import LayerPlan, QuantSpec, Slot
 from asvd_q.quantization import QuantizedWeight, quantize
@@ -97,7 +97,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Exception], None]
                 raise error
             return quantize(matrix, *rest)
 
-        monkeypatch.setattr(layer, "quantize", failing)
+        monkeypatch.setattr(matrices, "quantize", failing)
 
     return install
 
@@ -142,7 +142,7 @@ def test_codes_that_stand_for_no_number(form: str, monkeypatch: pytest.MonkeyPat
         found.scales[0, 0] = float("inf")
         return found
 
-    monkeypatch.setattr(layer, "quantize", overflowing)
+    monkeypatch.setattr(matrices, "quantize", overflowing)
     case = random_case((48, 64))
     stored = compressed(case, form)
     assert stored.record.reason == "its quantization failed: its codes stand for NaN or infinity"

@@ -230,6 +230,7 @@ def test_compression_fields_are_what_the_stored_bytes_depend_on(
         "decompose.rotation=random",
         "decompose=null",
         "quantize.overrides.0.bits=3",
+        "correct.rank=8",
     ):
         assert load_recipe(recipe_file, [override]).compression_fields() != fields, override
 

@@ -54,6 +54,16 @@ __all__ = ["recipe_file"]
         ("decompose.sigma_split=[u]", "decompose.sigma_split: allowed: 'both', 'u', 'v', or a"),
         ("decompose.sigma_split={u: 1}", "decompose.sigma_split: allowed: 'both', 'u', 'v', or a"),
         (
+            "correct.method=insid",
+            "correct.method is 'insid': did you mean 'inside'? Allowed: 'after', 'inside' or "
+            "'alternate'",
+        ),
+        ("correct.rnak=8", "correct.rnak is not a key here: did you mean 'rank'? Allowed: method,"),
+        ("correct.rank=0", "correct.rank is 0: allowed is at least 1"),
+        ("correct.ranks={}", "correct.ranks is empty: at least one entry is needed"),
+        ("correct={rank: 8, ranks: {q_proj: 8}}", "correct: needs one of `rank` and `ranks`, and"),
+        ("correct={method: after}", "correct: needs `rank` or `ranks`"),
+        (
             "decompose.rotation=hadamar",
             "decompose.rotation is 'hadamar': did you mean 'hadamard'? Allowed: 'none', "
             "'hadamard' or 'random'",
@@ -263,6 +273,20 @@ def test_gptq_needs_calibration_wherever_it_is_named(recipe_file: Path, override
     message = refused(recipe_file, *overrides)
     assert "quantize: the method gptq needs the Gram matrices" in message
     assert "`calibration`" in message
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [
+        ("quantize", "correct makes up for what quantization loses: add a `quantize` section"),
+        ("calibration", "correct needs the Gram matrices of its layers' inputs: add a"),
+    ],
+)
+def test_corrections_need_codes_and_a_calibration(
+    recipe_file: Path, missing: str, expected: str
+) -> None:
+    overrides = ["decompose=null", "correct.rank=8", f"{missing}=null"]
+    assert expected in refused(recipe_file, *overrides)
 
 
 class OptionsOfSomeExporter(BaseModel):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asvd_q.errors import RecipeError
+from asvd_q.errors import RankError, RecipeError
 from asvd_q.models import SourceModel
 from asvd_q.models.skeleton import build_skeleton
 from asvd_q.plan import LayerPlan, Plan, QuantSpec
@@ -156,3 +156,85 @@ def test_bytes_of_everything_else_are_counted(source: SourceModel) -> None:
     planned = sum(layer.shape[0] * layer.shape[1] for layer in plan)
     numel = sum(info.numel for info in source.tensors.values())
     assert plan.other_bytes == 4 * (numel - planned)
+
+
+GPTQ = {
+    "method": "gptq",
+    "bits": 2,
+    "group_size": 16,
+    "factors": {"A": {"bits": 8}, "B": {"bits": 4}},
+}
+
+
+def test_corrected_layers_have_codes_and_factors_of_their_own_widths(source: SourceModel) -> None:
+    plan = plan_of(source, quantize=GPTQ, correct={"rank": 8, "exclude": ["down_proj"]})
+    corrected = [layer for layer in plan if layer.kind != "down_proj"]
+    assert plan.correction_ranks == {layer.name: 8 for layer in corrected}
+    for layer in corrected:
+        bits = {slot: spec.bits for slot, spec in layer.quantization.items() if spec is not None}
+        assert bits == {"weight": 2, "B": 4, "A": 8}
+        rows, columns = layer.shape
+        codes = rows * columns * 2 + 8 * columns * 4 + rows * 8 * 8
+        scales = 16 * (rows * (columns // 16) + 8 * (columns // 16) + rows)
+        assert layer.predicted_bytes == (codes + scales) // 8
+    assert all(layer.form == "dense" and layer.changed for layer in by_kind(plan, "down_proj"))
+
+
+def test_correction_ranks_by_pattern_leave_other_layers_without(source: SourceModel) -> None:
+    ranks = {"*": 4, "v_proj": 16, "*.layers.1.*": 8}
+    plan = plan_of(source, quantize=GPTQ, correct={"ranks": ranks, "include": ["*.self_attn.*"]})
+    assert plan.correction_ranks["model.layers.0.self_attn.v_proj"] == 16
+    assert plan.correction_ranks["model.layers.0.self_attn.q_proj"] == 4
+    assert plan.correction_ranks["model.layers.1.self_attn.v_proj"] == 8
+    assert len(plan.correction_ranks) == 8
+    assert {layer.form for layer in by_kind(plan, "up_proj")} == {"dense"}
+
+
+def test_factors_may_stay_in_floats_beside_the_codes(source: SourceModel) -> None:
+    floats = [{"match": "*", "slot": slot, "skip": True} for slot in ("A", "B")]
+    plan = plan_of(source, quantize=GPTQ | {"overrides": floats}, correct={"rank": 4})
+    for layer in plan:
+        assert layer.quantization["weight"] is not None
+        assert layer.quantization["A"] is None
+        assert layer.quantization["B"] is None
+
+
+def test_a_layer_is_either_factorised_or_corrected(source: SourceModel) -> None:
+    sections: dict[str, Any] = {
+        "quantize": GPTQ,
+        "decompose": {"ranks": {"q_proj": 8}},
+        "correct": {"rank": 4},
+    }
+    message = r"model\.layers\.0\.self_attn\.q_proj: `decompose` makes factors of rank 8"
+    with pytest.raises(RecipeError, match=message):
+        plan_of(source, **sections)
+    plan = plan_of(source, **sections | {"correct": {"rank": 4, "exclude": ["q_proj"]}})
+    assert {layer.form for layer in by_kind(plan, "q_proj")} == {"factors"}
+    assert {layer.form for layer in by_kind(plan, "k_proj")} == {"correction"}
+
+
+def test_what_is_not_quantized_is_not_corrected(source: SourceModel) -> None:
+    plan = plan_of(source, quantize=GPTQ | {"exclude": ["o_proj"]}, correct={"rank": 4})
+    for layer in by_kind(plan, "o_proj"):
+        assert layer.form == "dense"
+        assert layer.reason == "its weight is not quantized, so there is nothing to correct"
+
+
+@pytest.mark.parametrize(
+    ("correct", "message"),
+    [
+        ({"rank": 65}, r"correct\.rank: 65 is above 64 for model\.layers\.0\.self_attn\.q_proj"),
+        ({"ranks": {"k_proj": 33}}, r"correct\.ranks\.k_proj: rank 33 is outside 1 … 32"),
+        ({"ranks": {"kproj": 3}}, r"correct\.ranks\.kproj matches no layer"),
+    ],
+)
+def test_correction_ranks_that_no_layer_can_have(
+    source: SourceModel, correct: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RankError, match=message):
+        plan_of(source, quantize=GPTQ, correct=correct)
+
+
+def test_a_correction_pattern_that_matches_nothing(source: SourceModel) -> None:
+    with pytest.raises(RecipeError, match=r"correct\.exclude: 'q_prj' matches no layer"):
+        plan_of(source, quantize=GPTQ, correct={"rank": 4, "exclude": ["q_prj"]})

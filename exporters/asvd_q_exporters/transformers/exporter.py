@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
 from asvd_q.artefact import ParityBounds, Refusal
+from asvd_q.plan import FLOAT_BYTES
 from asvd_q_exporters._options import (
     KERNEL_BOUNDS,
     CheckpointOptions,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from asvd_q.evaluation.torch_runner import TorchRunner
-    from asvd_q.plan import FloatType, LayerPlan, Plan, Slot
+    from asvd_q.plan import FloatType, LayerPlan, Plan, QuantSpec, Slot
     from asvd_q.store import Store
 
 __all__ = ["TransformersExporter", "TransformersOptions"]
@@ -30,17 +31,35 @@ _EXACT = ParityBounds(relative_error=1e-5, kl=1e-6, agreement=0.99)
 """In float32 the same torch kernels run on the same weights; measured difference: none."""
 
 _INSTEAD = {"nf4": "export it with onnx"}
+_DEQUANTIZE = "set dequantize: true, which writes the floats that codes stand for"
 
 
 class TransformersOptions(CheckpointOptions):
-    """Options of the transformers format."""
+    """Options of the transformers format.
+
+    Attributes:
+        dequantize: write codes as the floats that they stand for, in float32, which holds them
+            exactly: the model as it was compressed, without its small size.
+    """
+
+    dequantize: bool = False
+
+    @model_validator(mode="after")
+    def _exact(self) -> TransformersOptions:
+        if self.dequantize and self.dtype not in (None, "float32"):
+            raise ValueError(
+                f"dtype {self.dtype} would round what codes stand for: with dequantize, leave "
+                "dtype out"
+            )
+        return self
 
 
 class TransformersExporter:
     """Writes a store's floating-point layers as a checkpoint that transformers loads.
 
-    With factors it needs `trust_remote_code=True`, which runs the modelling file beside the
-    weights; without any it is an ordinary checkpoint of the source's architecture.
+    Codes are refused, or become floats: see `TransformersOptions`. With factors or corrections it
+    needs `trust_remote_code=True`, which runs the modelling file beside the weights; without any
+    it is an ordinary checkpoint of the source's architecture.
     """
 
     name: ClassVar[str] = "transformers"
@@ -51,18 +70,20 @@ class TransformersExporter:
         if not isinstance(chosen, TransformersOptions):
             raise TypeError(f"options of transformers are TransformersOptions, not {type(chosen)}")
         self.options = chosen
-        self.float_type: FloatType | None = chosen.dtype
+        self.float_type: FloatType | None = "float32" if chosen.dequantize else chosen.dtype
         coarse = coarsest(chosen.dtype, chosen.compute_dtype)
         self.bounds = _EXACT if coarse == "float32" else KERNEL_BOUNDS[coarse]
 
     def can_express(self, plan: Plan) -> list[Refusal]:
         """Every layer that is quantized: this format holds floating point alone."""
+        if self.options.dequantize:
+            return []
         return [
             Refusal(
                 layer.name,
                 f"the transformers format holds floating-point matrices, not {spec.bits}-bit "
                 f"codes of {spec.method}",
-                _INSTEAD.get(spec.method, "export it with gptq or onnx"),
+                f"{_instead(layer, spec)}, or {_DEQUANTIZE}",
             )
             for layer in plan
             if (spec := next(filter(None, layer.quantization.values()), None)) is not None
@@ -70,10 +91,12 @@ class TransformersExporter:
 
     def stored_bytes(self, layer: LayerPlan) -> int:
         """Bytes of the layer's float matrices, without bias."""
+        if self.options.dequantize:
+            return layer.parameters * FLOAT_BYTES["float32"]
         return float_bytes(layer, self.float_type)
 
     def write(self, store: Store, folder: Path) -> None:
-        """Write weights, configuration, tokenizer and, with factors, the modelling file.
+        """Write weights, configuration, tokenizer and, with low-rank layers, the modelling file.
 
         Raises:
             ExportError: naming the layer that the format cannot hold.
@@ -103,3 +126,9 @@ class TransformersExporter:
         from asvd_q_exporters.transformers.unpack import read_layers
 
         yield from read_layers(folder)
+
+
+def _instead(layer: LayerPlan, spec: QuantSpec) -> str:
+    if layer.form == "correction":
+        return "export it with onnx"
+    return _INSTEAD.get(spec.method, "export it with gptq or onnx")

@@ -14,9 +14,16 @@ from asvd_q_exporters._reader import WeightFiles, as_float32
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from asvd_q.plan import Slot
+    from asvd_q.plan import Form, Slot
 
 __all__ = ["read_layers"]
+
+_MODULES: dict[Form, dict[Slot, str]] = {
+    "dense": {"weight": ""},
+    "factors": {"B": ".BLinear", "A": ".ALinear"},
+    "correction": {"weight": "", "B": ".BLinear", "A": ".ALinear"},
+}
+"""What the modules of a layer are called, after its name."""
 
 
 def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
@@ -32,9 +39,9 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
             record.name,
             {
                 slot: _matrix(
-                    files, f"{path}{module}.weight", slot == "weight" and record.transposed
+                    files, f"{path}{module}.weight", record.form == "dense" and record.transposed
                 )
-                for slot, module in _modules(record.rank is not None).items()
+                for slot, module in _MODULES[record.form].items()
             },
         )
 
@@ -43,7 +50,3 @@ def _matrix(files: WeightFiles, name: str, transposed: bool) -> Tensor:
     """A float matrix (out, in), which lies there as (in, out) when `transposed`."""
     array = as_float32(*files.get(name))
     return torch.from_numpy(array.T.copy() if transposed else array.copy())
-
-
-def _modules(factors: bool) -> dict[Slot, str]:
-    return {"B": ".BLinear", "A": ".ALinear"} if factors else {"weight": ""}

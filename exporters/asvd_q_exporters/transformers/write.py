@@ -23,7 +23,10 @@ __all__ = ["float_format", "write_artefact"]
 
 
 def float_format(dtype: torch.dtype) -> MatrixFormat:
-    """A matrix (out, in) as one tensor of that shape, as `nn.Linear` has it."""
+    """A matrix (out, in) as one tensor of that shape, as `nn.Linear` has it.
+
+    Codes become the floats that they stand for.
+    """
 
     def specs(
         shape: tuple[int, int], spec: QuantSpec | None
@@ -33,7 +36,7 @@ def float_format(dtype: torch.dtype) -> MatrixFormat:
     def tensors(weight: StoredWeight) -> dict[str, Tensor]:
         return {"weight": weight.dequantize(dtype)}
 
-    return MatrixFormat(specs, tensors)
+    return MatrixFormat(specs, tensors, as_source=True)
 
 
 def write_artefact(
