@@ -4,8 +4,8 @@ Quantizing is what costs time. A form is tried only while a bound below its loss
 convex hull of what was tried: under one budget for many layers nothing on or above the hull is
 chosen, but to use up a remainder. Bounds that cost nothing:
 
-- factors lose at least what truncation to their rank does;
-- with wider codes in both factors, or finer groups, a form of the same rank loses less.
+- the caller's: factors lose at least what truncation to their rank does;
+- with codes that are nowhere narrower, or finer groups, a form of the same rank loses less.
 
 The second is a rule, not a theorem: trials are made from wide codes to narrow ones, and the share
 `_SLACK` of what a wider form lost is what a narrower one is bounded by.
@@ -22,7 +22,7 @@ import torch
 
 from asvd_q.budget.offers import Offer
 from asvd_q.errors import MissingExtraError, NumericsError
-from asvd_q.plan import LayerPlan
+from asvd_q.plan import Form, LayerPlan
 from asvd_q.search.knapsack import lower_hull
 
 __all__ = ["Tried", "contest", "try_all", "undominated"]
@@ -32,6 +32,8 @@ Tried = tuple[Offer, float]
 
 _SLACK = 0.95
 
+_FORMS: tuple[Form, ...] = ("dense", "factors", "correction")
+
 _FAILURES = (NumericsError, MissingExtraError, ValueError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 
 logger = logging.getLogger("asvd_q")
@@ -40,14 +42,14 @@ logger = logging.getLogger("asvd_q")
 def contest(
     offers: Sequence[Offer],
     loss: Callable[[LayerPlan], float],
-    truncation: Callable[[int], float],
+    bound: Callable[[LayerPlan], float],
 ) -> list[Tried]:
     """Try the forms that can still win, wide codes first.
 
     Args:
         offers: of one layer.
         loss: makes a form and predicts its loss. What it cannot make is left out.
-        truncation: loss of factors of some rank in floating point.
+        bound: what a form with a rank loses at least.
 
     Returns:
         Every form that was tried, with its loss.
@@ -57,8 +59,8 @@ def contest(
     for offer in sorted(offers, key=_order):
         layer = offer.layer
         if layer.rank is not None:
-            floor = truncation(layer.rank)
-            if hull.beats(offer.bytes, max(floor, _SLACK * _wider(layer, tried))):
+            least = max(bound(layer), _SLACK * _wider(layer, tried))
+            if hull.beats(offer.bytes, least):
                 continue
         for one, found in try_all([offer], loss):
             tried.append((one, found))
@@ -93,13 +95,13 @@ def undominated(tried: Sequence[Tried]) -> list[Tried]:
 
 
 def _order(offer: Offer) -> tuple[float, ...]:
-    """Dense forms first; then rank by rank, from wide codes and fine groups to coarse ones."""
+    """Dense, factors, corrections; rank by rank, from wide codes and fine groups to coarse ones."""
     layer = offer.layer
     specs = [spec for spec in layer.quantization.values() if spec is not None]
     widths = [spec.bits for spec in specs]
     groups = [spec.group_width(layer.shape[1]) for spec in specs]
     return (
-        layer.rank is not None,
+        _FORMS.index(layer.form),
         -(layer.rank or 0),
         max(groups, default=0),
         -min(widths, default=32),

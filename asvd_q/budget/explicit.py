@@ -21,6 +21,10 @@ def with_plan(recipe: Recipe, plan: Plan) -> Recipe:
         ranks = plan.ranks
         target = {"ranks": ranks} if ranks else {"kept_ratio": 1.0}
         decompose = decompose.model_copy(update=target)
+    correct = recipe.correct
+    if correct is not None:
+        corrections = plan.correction_ranks
+        correct = correct.model_copy(update={"ranks": corrections}) if corrections else None
     own = [
         override
         for layer in plan
@@ -29,7 +33,9 @@ def with_plan(recipe: Recipe, plan: Plan) -> Recipe:
     ]
     overrides = (*recipe.quantize.overrides, *own)
     quantize = recipe.quantize.model_copy(update={"overrides": overrides})
-    return recipe.model_copy(update={"budget": None, "decompose": decompose, "quantize": quantize})
+    return recipe.model_copy(
+        update={"budget": None, "decompose": decompose, "quantize": quantize, "correct": correct}
+    )
 
 
 def _override(

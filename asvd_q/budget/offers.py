@@ -14,6 +14,13 @@ from asvd_q.search.planning import plan_layer
 __all__ = ["Offer", "layer_offers", "ranks_to_try", "uniform_offers"]
 
 
+_COARSE = 4
+"""Bits of the widest codes that a correction is offered beside."""
+
+_FINE = (4, 8)
+"""Bits of the codes that a correction itself may have."""
+
+
 @dataclass(frozen=True)
 class Offer:
     """One form of a layer, and the bytes that it takes in the format that is counted for."""
@@ -42,6 +49,10 @@ def layer_offers(weight: WeightRef, recipe: Recipe, count: Count) -> list[Offer]
     if section is not None and section.selects(weight.name):
         for rank in ranks_to_try(weight.shape, section.rank_multiple, recipe.budget.ranks):
             found += _pairs(weight, rank, recipe, count)
+    if recipe.correct is not None and recipe.correct.selects(weight.name):
+        for rank in recipe.budget.correction_ranks:
+            if factor_parameters(weight.shape, rank) < weight.shape[0] * weight.shape[1] / 2:
+                found += _corrections(weight, rank, recipe, count)
     whole = count.of_layer(floats)
     if whole is None:  # a format for codes alone
         return _thinned(found)
@@ -120,6 +131,23 @@ def _pairs(weight: WeightRef, rank: int, recipe: Recipe, count: Count) -> Iterat
         for left in _Specs(recipe, weight.name, "A").all():
             if left.method != right.method or left.group_size == right.group_size:
                 yield from _offer(weight, {"B": right, "A": left}, rank, count)
+
+
+def _corrections(weight: WeightRef, rank: int, recipe: Recipe, count: Count) -> Iterator[Offer]:
+    """Coarse codes, and A and B of one width beside them: floats, or codes of 4 bits and more."""
+    pairs = [
+        (right, left)
+        for right in [None, *_Specs(recipe, weight.name, "B").all()]
+        for left in [None, *_Specs(recipe, weight.name, "A").all()]
+        if (right is None) == (left is None)
+        if right is None or left is None or (right.bits == left.bits and right.bits in _FINE)
+    ]
+    for spec in _Specs(recipe, weight.name, "weight").all():
+        if spec.bits > _COARSE:
+            continue
+        for right, left in pairs:
+            if all(one is None or one.group_size == spec.group_size for one in (right, left)):
+                yield from _offer(weight, {"weight": spec, "B": right, "A": left}, rank, count)
 
 
 def _offer(

@@ -161,5 +161,6 @@ def _key(recipe: Recipe, model: BlockwiseModel, windows: Tensor, count: Count) -
         decompose=None
         if section is None
         else section.model_dump(mode="json", exclude={"refit", "refit_damping"}),
+        correct=None if recipe.correct is None else recipe.correct.model_dump(mode="json"),
         seed=recipe.seed,
     )

@@ -192,10 +192,10 @@ def _tried(
         weight.name,
         matrix.to(model.device),
         evidence,
-        recipe.decompose,
-        seed=recipe.seed,
-        fisher=fisher.get(weight.name),
+        recipe,
+        count.float_type,
+        fisher.get(weight.name),
     )
     offers = layer_offers(weight, recipe, count)
-    tried = contest(offers, trials.loss, lambda rank: float(trials.truncation[rank]))
+    tried = contest(offers, trials.loss, trials.bound)
     return LayerTried(tried, try_all(uniform_offers(weight, recipe, count), trials.loss))

@@ -104,8 +104,8 @@ class Recipe(Section):
     def _something_to_correct(self) -> Recipe:
         if self.correct is None:
             return self
-        if not self.correct.has_target:
-            raise ValueError("correct: needs `rank` or `ranks`")
+        if self.budget is None and not self.correct.has_target:
+            raise ValueError("correct: needs `rank` or `ranks`, or the recipe a `budget` section")
         if self.quantize is None:
             raise ValueError(
                 "correct makes up for what quantization loses: add a `quantize` section, for "
@@ -163,6 +163,8 @@ class Recipe(Section):
             raise ValueError(
                 "budget chooses the ranks: leave kept_ratio and ranks out of `decompose`"
             )
+        if self.correct is not None and self.correct.has_target:
+            raise ValueError("budget chooses the ranks: leave rank and ranks out of `correct`")
         if self.decompose is not None and self.decompose.lm_head:
             raise ValueError("budget chooses for layers inside the blocks: leave lm_head out")
         return self
