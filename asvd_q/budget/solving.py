@@ -11,6 +11,7 @@ from torch import Tensor
 from asvd_q.artefact import Exporter
 from asvd_q.budget.choice import Choice, Offering, choose, make_target
 from asvd_q.budget.counting import STORE, Count
+from asvd_q.budget.hybrid import checked
 from asvd_q.budget.sweep import LayerTried, TrialCache, sweep
 from asvd_q.errors import RankError, RecipeError
 from asvd_q.exporting import make_exporter
@@ -24,6 +25,10 @@ from asvd_q.search.planning import make_plan
 __all__ = ["BudgetResult", "budget_offering", "format_count", "solve_budget"]
 
 Progress = Callable[[str, int, int], None]
+
+_NOT_RUN = (
+    "this recipe's budget needs a search that has not been run: run `asvd-q search` on it first"
+)
 
 
 @dataclass(frozen=True)
@@ -97,10 +102,7 @@ def budget_offering(
     tried = cache.load()
     if any(name not in tried for name in names):
         if known_only:
-            raise RecipeError(
-                "this recipe's budget needs a search that has not been run: run `asvd-q search` "
-                "on it first"
-            )
+            raise RecipeError(_NOT_RUN)
         with hidden_states(recipe.calibration, folder) as scratch:
             sweep(recipe, model, windows, count, cache, folder=scratch, progress=progress)
         tried = cache.load()
@@ -134,12 +136,48 @@ def solve_budget(
     tried, offering = budget_offering(
         recipe, model, windows, count, folder, progress, pinned=pinned, known_only=known_only
     )
+    wanted = target or make_target(recipe.budget, offering)
     try:
-        choice = choose(offering, target or make_target(recipe.budget, offering))
+        choice = choose(offering, wanted)
     except RankError as error:
         around = f", around {', '.join(pinned)}" if pinned else ""
         raise RankError(f"budget: {error}{around}") from None
+    if recipe.budget.hybrid:
+        offering = _checked(recipe, model, windows, offering, choice, folder, known_only, progress)
+        choice = choose(offering, wanted)
     return BudgetResult(tried, offering, choice)
+
+
+def _checked(
+    recipe: Recipe,
+    model: BlockwiseModel,
+    windows: Tensor,
+    offering: Offering,
+    choice: Choice,
+    folder: Path,
+    known_only: bool,
+    progress: Progress,
+) -> Offering:
+    assert recipe.calibration is not None
+    key = _key(recipe, model, windows, offering.count)
+    if known_only:
+        found = checked(recipe, model, windows, offering, choice, folder, key, known_only=True)
+    else:
+        with hidden_states(recipe.calibration, folder) as scratch:
+            found = checked(
+                recipe,
+                model,
+                windows,
+                offering,
+                choice,
+                folder,
+                key,
+                scratch=scratch,
+                progress=progress,
+            )
+    if found is None:
+        raise RecipeError(_NOT_RUN)
+    return found
 
 
 def _key(recipe: Recipe, model: BlockwiseModel, windows: Tensor, count: Count) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from asvd_q.recipe.amounts import Perplexity, Size, perplexity_rise, size_bytes
-from asvd_q.recipe.base import Count, Number, Section, Text
+from asvd_q.recipe.base import Bool, Count, Number, Section, Text
 from asvd_q.recipe.quantsettings import Bits, GroupSize
 
 __all__ = ["BUDGET_TARGETS", "BudgetSection"]
@@ -57,6 +57,11 @@ class BudgetSection(Section):
     sample: Count = 4096
     """Calibration tokens, spread over all windows, whose inputs and gradients the losses of all
     candidates are predicted from."""
+
+    hybrid: Bool = False
+    """Compress the choice once, measure in their places the forms that somewhat smaller and larger
+    budgets would take instead, and choose again. Costs a compression and, per layer, about two
+    passes over eight windows."""
 
     @model_validator(mode="after")
     def _one_target(self) -> BudgetSection:
