@@ -13,7 +13,7 @@ from asvd_q.budget.choice import Choice, Offering, choose, make_target
 from asvd_q.budget.contest import stored
 from asvd_q.budget.counting import STORE, Count
 from asvd_q.budget.sweep import LayerTried, TrialCache, sweep
-from asvd_q.budget.timing import KernelTimes, kernel_times
+from asvd_q.budget.timing import KernelTimes, kernel_times, require_timed
 from asvd_q.errors import RankError, RecipeError
 from asvd_q.exporting import make_exporter
 from asvd_q.models.blockwise import BlockwiseModel
@@ -57,15 +57,13 @@ def format_count(
 
     Raises:
         ExportError: no such format.
+        RecipeError: the budget is one of time, and the format cannot be timed.
     """
     assert recipe.budget is not None
-    name = recipe.budget.format
-    if name == STORE:
-        return Count(float_type)
-    for section, exporter in exports:
-        if section.format == name:
-            return Count(float_type, exporter)
-    return Count(float_type, make_exporter(name, {}, where="budget.format", file="the recipe"))
+    count = Count(float_type, _exporter(recipe.budget.format, exports))
+    if recipe.budget.decode_speed is not None:
+        require_timed(count)
+    return count
 
 
 def budget_offering(
@@ -153,6 +151,13 @@ def solve_budget(
         around = f", around {', '.join(pinned)}" if pinned else ""
         raise RankError(f"budget: {error}{around}") from None
     return BudgetResult(tried, offering, choice)
+
+
+def _exporter(format: str, exports: tuple[tuple[ExportSection, Exporter], ...]) -> Exporter | None:
+    if format == STORE:
+        return None
+    own = (exporter for section, exporter in exports if section.format == format)
+    return next(own, None) or make_exporter(format, {}, where="budget.format", file="the recipe")
 
 
 def _key(

@@ -26,7 +26,7 @@ from asvd_q.models.refs import WeightRef
 from asvd_q.plan import LayerPlan, Plan, QuantSpec
 from asvd_q.recipe import Recipe
 
-__all__ = ["KERNELS", "KernelTimes", "kernel_times", "offered_layers"]
+__all__ = ["KERNELS", "KernelTimes", "kernel_times", "offered_layers", "require_timed"]
 
 KERNELS = "kernels.json"
 
@@ -84,13 +84,10 @@ class KernelTimes:
         Raises:
             RecipeError: the format has no runtime that can be timed here.
         """
+        require_timed(count)
         exporter = count.exporter
-        if exporter is None or not isinstance(exporter, TimedExporter):
-            raise RecipeError(
-                f"budget.decode_speed is measured in a format's runtime, and the format "
-                f"{count.name} has none that can be timed: set budget.format to "
-                f"{' or '.join(timed_exporters())}"
-            )
+        assert exporter is not None
+        assert isinstance(exporter, TimedExporter)
         self._exporter: TimedExporter = exporter
         self._head = head
         self._known_only = known_only
@@ -195,6 +192,15 @@ def kernel_times(
     times = KernelTimes(count, folder, head=head, known_only=known_only)
     times.measure(offered_layers(recipe, weights, count))
     return times
+
+
+def require_timed(count: Count) -> None:
+    """Raises RecipeError when the format has no runtime that can be timed on this machine."""
+    if not isinstance(count.exporter, TimedExporter):
+        raise RecipeError(
+            f"budget.decode_speed is measured in a format's runtime, and the format {count.name} "
+            f"has none that can be timed: set budget.format to {' or '.join(timed_exporters())}"
+        )
 
 
 def offered_layers(recipe: Recipe, weights: Iterable[WeightRef], count: Count) -> list[LayerPlan]:

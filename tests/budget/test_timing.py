@@ -12,6 +12,7 @@ from asvd_q.artefact import TimedExporter, exporter_class, timed_exporters
 from asvd_q.budget import timing
 from asvd_q.budget.counting import Count
 from asvd_q.budget.offers import layer_offers
+from asvd_q.budget.solving import format_count
 from asvd_q.budget.timing import KERNELS, KernelTimes, kernel_times
 from asvd_q.errors import RecipeError
 from asvd_q.models.refs import WeightRef
@@ -148,6 +149,11 @@ def test_a_format_without_a_runtime_to_time_is_refused(format: str, tmp_path: Pa
     message = rf"the format {format} has none that can be timed: set budget.format to onnx$"
     with pytest.raises(RecipeError, match=message):
         KernelTimes(count, tmp_path)
+    recipe = _recipe(decode_speed=100.0, format=format)
+    with pytest.raises(RecipeError, match=message):
+        format_count(recipe, "float32", ())
+    bytes_alone = _recipe(size="1 GB", format=format)
+    assert format_count(bytes_alone, "float32", ()).name == format
 
 
 def test_what_can_be_timed() -> None:
