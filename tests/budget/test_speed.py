@@ -186,8 +186,8 @@ def test_a_contest_by_time_tries_what_one_by_bytes_does_not(tmp_path: Path) -> N
     def loss(form: LayerPlan) -> float:
         return 0.1 if form.rank is None else 0.5
 
-    by_bytes = contest(offers, loss, lambda rank: 0.4)
-    by_time = contest(offers, loss, lambda rank: 0.4, times.cost)
+    by_bytes = contest(offers, loss, lambda form: 0.4)
+    by_time = contest(offers, loss, lambda form: 0.4, times.cost)
     assert names(by_bytes) == [None]
     assert names(by_time) == [None, 32]
     assert names(undominated(by_time, times.cost)) == [None, 32]
