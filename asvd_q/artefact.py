@@ -7,11 +7,11 @@ whose name is the word a recipe uses and whose value is a class with this protoc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -21,7 +21,7 @@ from asvd_q.records import ArtefactMetadata
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from asvd_q.plan import FloatType, LayerPlan, Plan, Slot
+    from asvd_q.plan import FloatType, LayerPlan, Plan, QuantSpec, Slot
     from asvd_q.store import Store
 
 __all__ = [
@@ -31,9 +31,11 @@ __all__ = [
     "ParityBounds",
     "Refusal",
     "Runner",
+    "TimedExporter",
     "available_exporters",
     "exporter_class",
     "read_metadata",
+    "timed_exporters",
 ]
 
 ENTRY_POINT_GROUP = "asvd_q.exporters"
@@ -153,9 +155,47 @@ class Exporter(Protocol):
         ...
 
 
+@runtime_checkable
+class TimedExporter(Protocol):
+    """What an exporter has besides, whose runtime can be timed on the machine at hand."""
+
+    @property
+    def runtime(self) -> str:
+        """What would be timed, with its version: "onnxruntime 1.31.1 CPU"; loads no runtime."""
+        ...
+
+    def kernel(self, shape: tuple[int, int], spec: QuantSpec | None) -> str:
+        """What computes with a matrix (out, in); those of one kernel take the same time.
+
+        Pure: loads neither torch nor a runtime.
+
+        Args:
+            spec: of its codes; None for a matrix in floating point. One that the format can hold.
+        """
+        ...
+
+    def decode_seconds(
+        self, matrices: Sequence[tuple[tuple[int, int], QuantSpec | None]]
+    ) -> list[float]:
+        """Measured seconds, above 0, of one decoded token through each matrix: batch 1, one row.
+
+        In the real runtime, set up as for an artefact, with random weights. What is there besides
+        the matrix is left out. Kernels that several matrices share are measured once.
+
+        Args:
+            matrices: as `kernel` takes them.
+        """
+        ...
+
+
 def available_exporters() -> list[str]:
     """Names of all installed exporters."""
     return sorted(point.name for point in entry_points(group=ENTRY_POINT_GROUP))
+
+
+def timed_exporters() -> list[str]:
+    """Names of the installed exporters that are a `TimedExporter`."""
+    return [name for name in available_exporters() if hasattr(exporter_class(name), "kernel")]
 
 
 def exporter_class(name: str) -> type[Exporter]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from asvd_q.artefact import Exporter
+from asvd_q.budget.solving import format_count
 from asvd_q.errors import RecipeError, ResourceError
 from asvd_q.evaluation.quality import TokenWindows
 from asvd_q.evaluation.texts import evaluation_texts
@@ -98,6 +99,8 @@ def prepare(recipe: Recipe) -> Prepared:
         )
         for index, section in enumerate(recipe.export)
     )
+    if recipe.budget is not None:
+        format_count(recipe, dtype, exports)
     return Prepared(
         recipe=recipe,
         source=source,

@@ -27,6 +27,7 @@ from asvd_q.budget.choice import is_within
 from asvd_q.budget.explicit import with_plan
 from asvd_q.budget.measured import next_limit
 from asvd_q.budget.solving import BudgetResult, format_count, solve_budget
+from asvd_q.budget.timing import kernel_times
 from asvd_q.compressing import make_store, store_key
 from asvd_q.compression import Progress, check_weights
 from asvd_q.errors import RankError
@@ -126,7 +127,7 @@ def solve(
         key = store_key(solved, windows)
         solution = Solution(solved, result, tuple(earlier))
         setbacks = {layer.name: layer for layer in known.setbacks.get(key, ())}
-        if setbacks and not _meets(prepared, solved.plan.with_layers(setbacks)):
+        if setbacks and not _meets(prepared, solved.plan.with_layers(setbacks), folder, known_only):
             pinned |= setbacks
             seen.clear()
         elif bound is None:
@@ -165,7 +166,7 @@ def search_and_compress(
         with meter.stage("compress"):
             store = make_store(found.prepared, folder, windows, progress, replacing=found.earlier)
         setbacks = store.setbacks
-        if setbacks and not _meets(prepared, store.plan.with_layers(setbacks)):
+        if setbacks and not _meets(prepared, store.plan.with_layers(setbacks), folder):
             names = ", ".join(setbacks)
             logger.info("not compressed as planned, so the target is solved again: %s", names)
             _remember(folder, setbacks={store.key: tuple(setbacks.values())})
@@ -226,14 +227,16 @@ def _explicit(
     return with_ranks(prepared.recipe, result.ranks, in_floats=pinned)
 
 
-def _meets(prepared: Prepared, plan: Plan) -> bool:
+def _meets(prepared: Prepared, plan: Plan, folder: Path, known_only: bool = False) -> bool:
     recipe = prepared.recipe
     if recipe.search is not None:
         return is_met(recipe.search, plan)
     assert recipe.budget is not None
-    return is_within(
-        recipe.budget, format_count(recipe, prepared.float_type, prepared.exports), plan
+    count = format_count(recipe, prepared.float_type, prepared.exports)
+    times = kernel_times(
+        recipe, prepared.skeleton.weights, count, folder / SEARCH, known_only=known_only
     )
+    return is_within(recipe.budget, count, plan, times)
 
 
 def _measured_bound(recipe: Recipe, dense: float | None) -> float | None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from asvd_q.budget.contest import Tried, undominated
+from asvd_q.budget.contest import Tried, stored, undominated
 from asvd_q.budget.counting import Count
 from asvd_q.budget.sweep import LayerTried
+from asvd_q.budget.timing import KernelTimes
 from asvd_q.plan import LayerPlan, Plan
 from asvd_q.recipe import BudgetSection
 from asvd_q.search.allocation import Allocation, Budget, LossBound, Target, allocate
 from asvd_q.search.candidates import Candidate
 
 __all__ = ["Choice", "Offering", "choose", "is_within", "make_target"]
+
+_SECOND = 10**9
+"""In nanoseconds."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +26,16 @@ class Offering:
 
     Attributes:
         base: every layer in floating point, and what no layer plan covers.
-        candidates: by layer, in falling bytes, none beaten in both bytes and loss.
+        candidates: by layer, in falling cost, none beaten in both cost and loss. The cost is that
+            of the budget: nanoseconds where there are times, else bytes.
         count: whose bytes the candidates have.
+        times: that the budget is spent by; None where it is spent by bytes.
     """
 
     base: Plan
     candidates: Mapping[str, Sequence[Candidate]]
     count: Count
+    times: KernelTimes | None = None
 
     @classmethod
     def of(
@@ -37,26 +44,33 @@ class Offering:
         tried: Mapping[str, LayerTried],
         count: Count,
         pinned: Mapping[str, LayerPlan],
+        times: KernelTimes | None = None,
     ) -> Offering:
         """
         Args:
             tried: of each layer. One without trials, because no token reaches it, stays as it is.
             pinned: layers that have but one form to offer.
         """
+        cost = stored if times is None else times.cost
         candidates: dict[str, tuple[Candidate, ...]] = {}
         for layer in base:
             fixed = pinned.get(layer.name)
             own = tried.get(layer.name, LayerTried()).tried
-            found = [] if fixed is not None else undominated(own)
+            found = [] if fixed is not None else undominated(own, cost)
             candidates[layer.name] = tuple(
-                _candidate(offer.layer, offer.bytes, loss) for offer, loss in found
-            ) or (_only(fixed or layer, own, count),)
-        return cls(base, candidates, count)
+                _candidate(offer.layer, offer.bytes, loss, times) for offer, loss in found
+            ) or (_only(fixed or layer, own, count, times),)
+        return cls(base, candidates, count, times)
 
     @property
     def fixed_bytes(self) -> int:
         """Bytes of what there is nothing to choose about."""
         return self.count.of_rest(self.base)
+
+    @property
+    def fixed_nanoseconds(self) -> int:
+        """Time of the linear layers that there is nothing to choose about."""
+        return 0 if self.times is None else self.times.head
 
     @property
     def weights(self) -> int:
@@ -126,15 +140,23 @@ def make_target(budget: BudgetSection, offering: Offering) -> Target:
             budget.bits_per_weight * weights / 8,
             lambda amount: f"{8 * amount / weights:.4f} bits per weight",
         )
+    if budget.decode_speed is not None:
+        rest = offering.fixed_nanoseconds
+        return Budget("nanoseconds", _SECOND / budget.decode_speed - rest, _speed_in_words(rest))
     assert budget.size_bytes is not None
     fixed = offering.fixed_bytes
     return Budget("bytes", budget.size_bytes - fixed, _size_in_words(fixed))
 
 
-def is_within(budget: BudgetSection, count: Count, plan: Plan) -> bool:
+def is_within(
+    budget: BudgetSection, count: Count, plan: Plan, times: KernelTimes | None = None
+) -> bool:
     """Whether a whole plan stays within a recipe's budget; a bound on the loss always holds.
 
     A layer that keeps more than was planned loses no more.
+
+    Args:
+        times: that a budget of time is spent by.
     """
     total = count.of_plan(plan)
     if total is None:
@@ -142,19 +164,25 @@ def is_within(budget: BudgetSection, count: Count, plan: Plan) -> bool:
     if budget.bits_per_weight is not None:
         weights = sum(layer.shape[0] * layer.shape[1] for layer in plan)
         return 8 * (total - count.of_rest(plan)) <= budget.bits_per_weight * weights
+    if budget.decode_speed is not None:
+        assert times is not None
+        return times.total(plan) * budget.decode_speed <= _SECOND
     return budget.size_bytes is None or total <= budget.size_bytes
 
 
-def _candidate(layer: LayerPlan, size: int, loss: float) -> Candidate:
-    return Candidate(layer.rank, layer.parameters, size, loss, layer)
+def _candidate(layer: LayerPlan, size: int, loss: float, times: KernelTimes | None) -> Candidate:
+    nanoseconds = 0 if times is None else times.nanoseconds(layer)
+    return Candidate(layer.rank, layer.parameters, size, loss, layer, nanoseconds)
 
 
-def _only(layer: LayerPlan, tried: Sequence[Tried], count: Count) -> Candidate:
+def _only(
+    layer: LayerPlan, tried: Sequence[Tried], count: Count, times: KernelTimes | None
+) -> Candidate:
     """The one form that is left to a layer; its loss is that of the closest that was tried."""
     same = [loss for offer, loss in tried if _alike(offer.layer, layer)]
     size = count.of_layer(layer)
     return _candidate(
-        layer, layer.predicted_bytes if size is None else size, min(same, default=0.0)
+        layer, layer.predicted_bytes if size is None else size, min(same, default=0.0), times
     )
 
 
@@ -164,3 +192,7 @@ def _alike(one: LayerPlan, other: LayerPlan) -> bool:
 
 def _size_in_words(fixed: int) -> Callable[[float], str]:
     return lambda amount: f"{(amount + fixed) / 2**20:.2f} MiB for the whole model"
+
+
+def _speed_in_words(fixed: int) -> Callable[[float], str]:
+    return lambda amount: f"{_SECOND / (amount + fixed):.1f} tokens per second"

@@ -25,10 +25,13 @@ from asvd_q.errors import MissingExtraError, NumericsError
 from asvd_q.plan import Form, LayerPlan
 from asvd_q.search.knapsack import lower_hull
 
-__all__ = ["Tried", "contest", "try_all", "undominated"]
+__all__ = ["Cost", "Tried", "contest", "stored", "try_all", "undominated"]
 
 Tried = tuple[Offer, float]
 """A form, and its predicted loss increase, nats per token."""
+
+Cost = Callable[[Offer], int]
+"""What a form takes of a budget."""
 
 _SLACK = 0.95
 
@@ -39,10 +42,16 @@ _FAILURES = (NumericsError, MissingExtraError, ValueError, torch.linalg.LinAlgEr
 logger = logging.getLogger("asvd_q")
 
 
+def stored(offer: Offer) -> int:
+    """Bytes, the cost under every budget but one of time."""
+    return offer.bytes
+
+
 def contest(
     offers: Sequence[Offer],
     loss: Callable[[LayerPlan], float],
     bound: Callable[[LayerPlan], float],
+    cost: Cost = stored,
 ) -> list[Tried]:
     """Try the forms that can still win, wide codes first.
 
@@ -50,6 +59,7 @@ def contest(
         offers: of one layer.
         loss: makes a form and predicts its loss. What it cannot make is left out.
         bound: what a form with a rank loses at least.
+        cost: of a form, under the budget that is spent.
 
     Returns:
         Every form that was tried, with its loss.
@@ -60,11 +70,11 @@ def contest(
         layer = offer.layer
         if layer.rank is not None:
             least = max(bound(layer), _SLACK * _wider(layer, tried))
-            if hull.beats(offer.bytes, least):
+            if hull.beats(cost(offer), least):
                 continue
         for one, found in try_all([offer], loss):
             tried.append((one, found))
-            hull.add(one.bytes, found)
+            hull.add(cost(one), found)
     return tried
 
 
@@ -83,11 +93,11 @@ def try_all(offers: Sequence[Offer], loss: Callable[[LayerPlan], float]) -> list
     return tried
 
 
-def undominated(tried: Sequence[Tried]) -> list[Tried]:
-    """Those that no other one beats in both bytes and loss, by falling bytes."""
+def undominated(tried: Sequence[Tried], cost: Cost = stored) -> list[Tried]:
+    """Those that no other one beats in both cost and loss, by falling cost."""
     kept: list[Tried] = []
     least = math.inf
-    for offer, loss in sorted(tried, key=lambda pair: (pair[0].bytes, pair[1])):
+    for offer, loss in sorted(tried, key=lambda pair: (cost(pair[0]), pair[1])):
         if loss < least:
             kept.append((offer, loss))
             least = loss
@@ -135,21 +145,21 @@ def _no_narrower(one: LayerPlan, other: LayerPlan) -> bool:
 
 
 class _Hull:
-    """The lower convex hull of points (bytes, loss)."""
+    """The lower convex hull of points (cost, loss)."""
 
     def __init__(self) -> None:
         self._points: list[tuple[float, float]] = []
 
-    def add(self, size: float, loss: float) -> None:
-        points = np.array(sorted([*self._points, (size, loss)]))
+    def add(self, cost: float, loss: float) -> None:
+        points = np.array(sorted([*self._points, (cost, loss)]))
         self._points = [
             (float(points[item, 0]), float(points[item, 1]))
             for item in lower_hull(points[:, 0], points[:, 1])
         ]
 
-    def beats(self, size: float, loss: float) -> bool:
+    def beats(self, cost: float, loss: float) -> bool:
         """Whether the hull lies at or below a point."""
-        if not self._points or size < self._points[0][0]:
+        if not self._points or cost < self._points[0][0]:
             return False
-        sizes, losses = zip(*self._points, strict=True)
-        return bool(np.interp(size, sizes, losses) <= loss)
+        costs, losses = zip(*self._points, strict=True)
+        return bool(np.interp(cost, costs, losses) <= loss)

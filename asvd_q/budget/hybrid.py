@@ -31,7 +31,7 @@ from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import WeightRef
 from asvd_q.plan import LayerPlan, Slot
 from asvd_q.recipe import Recipe
-from asvd_q.search.allocation import Budget
+from asvd_q.search.allocation import Budget, Unit
 from asvd_q.search.candidates import Candidate
 from asvd_q.search.scoring import Mean, Score
 from asvd_q.search.spectra import fisher_if_wanted
@@ -43,7 +43,7 @@ __all__ = ["checked", "contested", "with_measured"]
 Progress = Callable[[str, int, int], None]
 
 _SHARES = (0.8, 0.9, 1.1, 1.25)
-"""Of the chosen bytes: budgets whose choices show what a layer might be given instead."""
+"""Of what the choice takes: budgets whose choices show what a layer might be given instead."""
 
 _WINDOWS = 8
 """Calibration windows that forms are measured on; statistics are of all of them."""
@@ -54,10 +54,15 @@ def contested(offering: Offering, choice: Choice) -> dict[str, list[Candidate]]:
 
     Layers that all of them agree about are left out.
     """
-    found = {name: [candidate] for name, candidate in choice.allocation.chosen.items()}
+    chosen = choice.allocation.chosen
+    found = {name: [candidate] for name, candidate in chosen.items()}
+    spent = choice.layer_bytes
+    unit: Unit = "bytes"
+    if offering.times is not None:
+        unit, spent = "nanoseconds", sum(form.nanoseconds for form in chosen.values())
     for share in _SHARES:
         try:
-            other = choose(offering, Budget("bytes", int(share * choice.layer_bytes)))
+            other = choose(offering, Budget(unit, int(share * spent)))
         except RankError:  # smaller than anything on offer
             continue
         for name, candidate in other.allocation.chosen.items():

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from asvd_q.artefact import Exporter
 from asvd_q.budget.choice import Choice, Offering, choose, make_target
+from asvd_q.budget.contest import stored
 from asvd_q.budget.counting import STORE, Count
 from asvd_q.budget.hybrid import checked
 from asvd_q.budget.sweep import LayerTried, TrialCache, sweep
+from asvd_q.budget.timing import KernelTimes, kernel_times, require_timed
 from asvd_q.errors import RankError, RecipeError
 from asvd_q.exporting import make_exporter
 from asvd_q.models.blockwise import BlockwiseModel
@@ -60,15 +62,13 @@ def format_count(
 
     Raises:
         ExportError: no such format.
+        RecipeError: the budget is one of time, and the format cannot be timed.
     """
     assert recipe.budget is not None
-    name = recipe.budget.format
-    if name == STORE:
-        return Count(float_type)
-    for section, exporter in exports:
-        if section.format == name:
-            return Count(float_type, exporter)
-    return Count(float_type, make_exporter(name, {}, where="budget.format", file="the recipe"))
+    count = Count(float_type, _exporter(recipe.budget.format, exports))
+    if recipe.budget.decode_speed is not None:
+        require_timed(count)
+    return count
 
 
 def budget_offering(
@@ -88,27 +88,39 @@ def budget_offering(
         recipe: with `budget`, `quantize` and `calibration` sections.
         model: the dense model.
         windows: calibration tokens, int64 (samples, tokens).
-        folder: where all that is tried is kept; an interrupted sweep goes on from there.
+        folder: where all that is tried or timed is kept; an interrupted sweep goes on from there.
         pinned: layers that cannot be chosen for any more, as they are.
         known_only: run nothing and write nothing.
 
     Raises:
-        RecipeError: `known_only`, and something was not tried before.
+        RecipeError: `known_only`, and something was not tried before; times are asked for, and the
+            format's runtime cannot be timed.
         NumericsError: naming a layer whose inputs are not finite.
     """
     assert recipe.calibration is not None
-    cache = TrialCache(folder, _key(recipe, model, windows, count))
+    times = kernel_times(recipe, model.skeleton.weights, count, folder, known_only=known_only)
+    cache = TrialCache(folder, _key(recipe, model, windows, count, times))
     names = [weight.name for weight in model.skeleton.weights if weight.block is not None]
     tried = cache.load()
     if any(name not in tried for name in names):
         if known_only:
             raise RecipeError(_NOT_RUN)
         with hidden_states(recipe.calibration, folder) as scratch:
-            sweep(recipe, model, windows, count, cache, folder=scratch, progress=progress)
+            sweep(
+                recipe,
+                model,
+                windows,
+                count,
+                cache,
+                cost=stored if times is None else times.cost,
+                folder=scratch,
+                progress=progress,
+            )
         tried = cache.load()
-    floats = recipe.model_copy(update={"budget": None, "decompose": None, "quantize": None})
+    sections = ("budget", "decompose", "correct", "quantize")
+    floats = recipe.model_copy(update=dict.fromkeys(sections))
     base = make_plan(floats, model.source, model.skeleton, count.float_type)
-    return tried, Offering.of(base, tried, count, pinned or {})
+    return tried, Offering.of(base, tried, count, pinned or {}, times)
 
 
 def solve_budget(
@@ -159,7 +171,7 @@ def _checked(
     progress: Progress,
 ) -> Offering:
     assert recipe.calibration is not None
-    key = _key(recipe, model, windows, offering.count)
+    key = _key(recipe, model, windows, offering.count, offering.times)
     if known_only:
         found = checked(recipe, model, windows, offering, choice, folder, key, known_only=True)
     else:
@@ -180,8 +192,21 @@ def _checked(
     return found
 
 
-def _key(recipe: Recipe, model: BlockwiseModel, windows: Tensor, count: Count) -> str:
-    """Hash of all that trials depend on; the target is no part of it."""
+def _exporter(format: str, exports: tuple[tuple[ExportSection, Exporter], ...]) -> Exporter | None:
+    if format == STORE:
+        return None
+    own = (exporter for section, exporter in exports if section.format == format)
+    return next(own, None) or make_exporter(format, {}, where="budget.format", file="the recipe")
+
+
+def _key(
+    recipe: Recipe,
+    model: BlockwiseModel,
+    windows: Tensor,
+    count: Count,
+    times: KernelTimes | None,
+) -> str:
+    """Hash of all that trials depend on; the target is no part of it, but what it is spent by."""
     budget, quantize, section = recipe.budget, recipe.quantize, recipe.decompose
     assert budget is not None
     assert quantize is not None
@@ -194,6 +219,7 @@ def _key(recipe: Recipe, model: BlockwiseModel, windows: Tensor, count: Count) -
             include={"format", "bits", "group_sizes", "ranks", "correction_ranks", "sample"},
         ),
         options=options,
+        times=None if times is None else times.setting,
         float_type=count.float_type,
         quantize=quantize.model_dump(mode="json", exclude={"refit", "refit_damping", "max_error"}),
         decompose=None

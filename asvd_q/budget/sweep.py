@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from asvd_q.budget.contest import Tried, contest, try_all
+from asvd_q.budget.contest import Cost, Tried, contest, stored, try_all
 from asvd_q.budget.counting import Count
 from asvd_q.budget.evidence import BlockEvidence, LayerEvidence, sample_positions
 from asvd_q.budget.offers import Offer, layer_offers, uniform_offers
@@ -108,6 +108,7 @@ def sweep(
     count: Count,
     cache: TrialCache,
     *,
+    cost: Cost = stored,
     folder: Path | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> None:
@@ -121,6 +122,7 @@ def sweep(
         model: dense; nothing in it is changed.
         windows: int64 (samples, tokens).
         count: of the format that is chosen for.
+        cost: of a form, under the budget that is spent.
         folder: an existing folder that keeps the blocks' inputs instead of memory.
         progress: called with the number of blocks done, forwards, and of layers tried.
 
@@ -171,7 +173,7 @@ def sweep(
         for name, weight in wanted.items():
             found = LayerTried()
             if name in evidence:
-                found = _tried(recipe, model, weight, count, evidence.pop(name), fisher)
+                found = _tried(recipe, model, weight, count, evidence.pop(name), fisher, cost)
             cache.add(name, found)
             done += 1
             progress("budget: trying forms", done, total)
@@ -185,6 +187,7 @@ def _tried(
     count: Count,
     evidence: LayerEvidence,
     fisher: Mapping[str, Tensor],
+    cost: Cost,
 ) -> LayerTried:
     dtype = TORCH_TYPES[count.float_type]
     matrix = weight.take(model.source.tensor(weight.tensor_name)).to(dtype)
@@ -197,5 +200,5 @@ def _tried(
         fisher.get(weight.name),
     )
     offers = layer_offers(weight, recipe, count)
-    tried = contest(offers, trials.loss, trials.bound)
+    tried = contest(offers, trials.loss, trials.bound, cost)
     return LayerTried(tried, try_all(uniform_offers(weight, recipe, count), trials.loss))

@@ -12,7 +12,7 @@ from asvd_q.recipe.quantsettings import Bits, GroupSize
 
 __all__ = ["BUDGET_TARGETS", "BudgetSection"]
 
-BUDGET_TARGETS = ("size", "bits_per_weight", "max_loss_increase", "perplexity")
+BUDGET_TARGETS = ("size", "bits_per_weight", "max_loss_increase", "perplexity", "decode_speed")
 """What a budget can be given as; exactly one of them."""
 
 
@@ -37,6 +37,11 @@ class BudgetSection(Section):
     perplexity: Perplexity = None
     """Target: the smallest model whose perplexity on the calibration text, measured once it is
     compressed, stays at or under this: a number, or "+2 %" above the dense model's."""
+
+    decode_speed: Annotated[Number, Field(gt=0)] | None = None
+    """Target: tokens per second, one after another, that all linear layers and the output head
+    together allow on this machine; attention and the rest are left out. The times of matrices are
+    measured in the runtime of `format`, which has to be one that can be timed, such as onnx."""
 
     format: Text = "store"
     """Whose bytes count, and whose limits hold: store, or an export format such as onnx, with the

@@ -16,11 +16,11 @@ from asvd_q.search.strs import cut_at, search_cut
 
 __all__ = ["Allocation", "Budget", "LossBound", "Method", "Target", "Unit", "allocate"]
 
-Unit = Literal["parameters", "bytes"]
+Unit = Literal["parameters", "bytes", "nanoseconds"]
 Method = Literal["strs", "optimal"]
 
 _ROUNDING = 1e-12
-"""Sums of losses are compared to this relative accuracy; parameters and bytes exactly."""
+"""Sums of losses are compared to this relative accuracy; whole numbers exactly."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Allocation:
         chosen: per layer, in the order in which the layers were given.
         parameters, bytes: of all layers together.
         loss: sum of the predicted losses, nats per token.
-        slack: what the target would still allow, in its own unit (parameters, bytes or nats).
+        slack: what the target would still allow, in its own unit, or nats.
         step: what the nearest candidate beyond the target takes, in the same unit; always more
             than the slack. None where nothing is left to take: all layers dense, or, under a
             bound on the loss, all at their smallest.
@@ -129,6 +129,8 @@ _Choice = tuple[dict[str, Candidate], float | None]
 def _counter(unit: Unit) -> CostOf:
     if unit == "parameters":
         return lambda candidate: candidate.parameters
+    if unit == "nanoseconds":
+        return lambda candidate: candidate.nanoseconds
     return lambda candidate: candidate.bytes
 
 

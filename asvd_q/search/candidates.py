@@ -28,6 +28,7 @@ class Candidate:
         loss: predicted increase of the mean next-token loss, nats per token; 0 when dense. In a
             search for ranks of the truncation alone, without what quantization costs.
         layer: the form with its codes, where they are chosen too; None in a search for ranks.
+        nanoseconds: that one decoded token spends in it, where times are chosen by; else 0.
     """
 
     rank: int | None
@@ -35,6 +36,7 @@ class Candidate:
     bytes: int
     loss: float
     layer: LayerPlan | None = None
+    nanoseconds: int = 0
 
 
 def ratio_ranks(

@@ -11,6 +11,9 @@ graph.py         the traced graph, without weights
 tensors.py       the weights, read from store and source as the file is written
 save.py          the file, one tensor in memory at a time
 runner.py        the artefact in ONNX Runtime
+session.py       how its sessions are set up
+nodes.py         the node that a matrix becomes, in numbers
+timing.py        how long such nodes take on this machine
 unpack.py        reads the weights back; shares no code with the rest
 """
 

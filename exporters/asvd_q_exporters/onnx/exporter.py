@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from asvd_q.artefact import ParityBounds, Refusal
 from asvd_q.plan import FLOAT_BYTES
+from asvd_q_exporters.onnx.nodes import float_node
 from asvd_q_exporters.onnx.operators import OPERATORS
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from asvd_q.plan import FloatType, LayerPlan, Plan, QuantSpec, Slot
     from asvd_q.store import Store
+    from asvd_q_exporters.onnx.nodes import MatrixNode
     from asvd_q_exporters.onnx.runner import OnnxRunner
 
 __all__ = ["OnnxExporter", "OnnxOptions"]
@@ -109,6 +112,36 @@ class OnnxExporter:
         from asvd_q_exporters.onnx.runner import OnnxRunner
 
         return OnnxRunner(folder)
+
+    @property
+    def runtime(self) -> str:
+        """See `asvd_q.artefact.TimedExporter`."""
+        return f"onnxruntime {version('onnxruntime')} CPU"
+
+    def kernel(self, shape: tuple[int, int], spec: QuantSpec | None) -> str:
+        """See `asvd_q.artefact.TimedExporter`."""
+        return str(self._node(shape, spec))
+
+    def decode_seconds(
+        self, matrices: Sequence[tuple[tuple[int, int], QuantSpec | None]]
+    ) -> list[float]:
+        """See `asvd_q.artefact.TimedExporter`.
+
+        In a graph of such matrices, so that weights come from where they do in a model's graph.
+        """
+        from asvd_q_exporters.onnx.timing import node_seconds
+
+        nodes = [self._node(shape, spec) for shape, spec in matrices]
+        distinct = list(dict.fromkeys(nodes))
+        seconds = node_seconds(distinct, self.options.dtype, self.options.opset)
+        found = dict(zip(distinct, seconds, strict=True))
+        return [found[node] for node in nodes]
+
+    def _node(self, shape: tuple[int, int], spec: QuantSpec | None) -> MatrixNode:
+        options = self.options
+        if spec is None:
+            return float_node(shape, options.dtype)
+        return OPERATORS[spec.method].node(shape, spec, options.dtype, options.accuracy_level)
 
     def read(self, folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
         """The matrices in `model.onnx`, read with numpy and the ONNX protobuf alone.

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from asvd_q.artefact import Refusal
     from asvd_q.plan import FloatType, QuantSpec
     from asvd_q.quantization import StoredWeight
+    from asvd_q_exporters.onnx.nodes import MatrixNode
 
 __all__ = ["OPERATORS", "Operator"]
 
 
 class Operator(Protocol):
-    """What one operator can hold, and how. The first two load neither torch nor onnx."""
+    """What one operator can hold, and how. The first three load neither torch nor onnx."""
 
     def refusal(self, layer: str, shape: tuple[int, int], spec: QuantSpec) -> Refusal | None:
         """Why it cannot hold a matrix (out, in) of that layer; None when it can."""
@@ -34,6 +35,16 @@ class Operator(Protocol):
 
         Args:
             dtype: of the activations.
+        """
+        ...
+
+    def node(
+        self, shape: tuple[int, int], spec: QuantSpec, dtype: FloatType, accuracy_level: int
+    ) -> MatrixNode:
+        """What the module of `linear` becomes in the graph, without its bias.
+
+        Args:
+            dtype: of the activations around it.
         """
         ...
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from asvd_q.errors import ArtefactError, first_line
+from asvd_q_exporters.onnx.session import PROVIDERS, session_options
 
 __all__ = ["OnnxRunner"]
 
@@ -33,11 +34,9 @@ class OnnxRunner:
         path = folder / _MODEL_FILE
         if not path.is_file():
             raise ArtefactError(f"{folder} is not an ONNX artefact: it has no {_MODEL_FILE}")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
         try:
             self.session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
+                path, session_options(), providers=PROVIDERS
             )
         except Exception as error:  # the runtime's errors share no base class
             reason = first_line(error)

@@ -45,6 +45,16 @@ class Bnb4Layout:
         return (-(-self.rows * self.columns // self.block),)
 
     @property
+    def attributes(self) -> dict[str, int]:
+        """Of the node."""
+        return {
+            "K": self.columns,
+            "N": self.rows,
+            "block_size": self.block,
+            "quant_type": NF4,
+        }
+
+    @property
     def nbytes(self) -> int:
         return self.packed_shape[0] + 4 * self.absmax_shape[0]
 

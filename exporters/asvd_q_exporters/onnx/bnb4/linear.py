@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from asvd_q_exporters.onnx.bnb4.layout import NF4, Bnb4Layout
+from asvd_q_exporters.onnx.bnb4.layout import Bnb4Layout
 from asvd_q_exporters.onnx.placeholders import placeholder
 
 __all__ = ["Bnb4Linear"]
@@ -25,12 +25,7 @@ class Bnb4Linear(nn.Module):
         output = torch.onnx.ops.symbolic(
             "com.microsoft::MatMulBnb4",
             (hidden_states.float(), self.packed, self.absmax),
-            {
-                "K": self.layout.columns,
-                "N": self.layout.rows,
-                "block_size": self.layout.block,
-                "quant_type": NF4,
-            },
+            {**self.layout.attributes},
             dtype=torch.float32,
             shape=(*hidden_states.shape[:-1], self.layout.rows),
             version=1,

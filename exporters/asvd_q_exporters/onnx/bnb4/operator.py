@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from asvd_q.artefact import Refusal
 from asvd_q_exporters.onnx.bnb4.layout import BLOCK_SIZES, bnb4_layout
+from asvd_q_exporters.onnx.nodes import CONTRIB, MatrixNode, Part
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +61,14 @@ class MatMulBnb4:
         from asvd_q_exporters.onnx.bnb4.linear import Bnb4Linear
 
         return Bnb4Linear(bnb4_layout(shape, spec), bias, dtype)
+
+    def node(
+        self, shape: tuple[int, int], spec: QuantSpec, dtype: FloatType, accuracy_level: int
+    ) -> MatrixNode:
+        layout = bnb4_layout(shape, spec)
+        parts = (Part(layout.packed_shape, "uint8"), Part(layout.absmax_shape, "float32"))
+        attributes = tuple(layout.attributes.items())
+        return MatrixNode(*shape, "MatMulBnb4", CONTRIB, attributes, parts, "float32")
 
     def tensor(self, weight: StoredWeight, part: str, dtype: torch.dtype) -> Tensor:
         from asvd_q_exporters.onnx.bnb4.pack import bnb4_tensor

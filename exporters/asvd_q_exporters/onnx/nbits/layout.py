@@ -55,6 +55,16 @@ class NBitsLayout:
     def zero_points_shape(self) -> tuple[int, int]:
         return (self.rows, -(-self.blocks * self.bits // 8))
 
+    def attributes(self, accuracy_level: int) -> dict[str, int]:
+        """Of the node."""
+        return {
+            "K": self.columns,
+            "N": self.rows,
+            "bits": self.bits,
+            "block_size": self.block,
+            "accuracy_level": accuracy_level,
+        }
+
     def nbytes(self, scale_bytes: int) -> int:
         """Bytes in the file, with scales of `scale_bytes` each."""
         row = self.blocks * (self.codes_shape[2] + scale_bytes)

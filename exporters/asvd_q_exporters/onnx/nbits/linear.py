@@ -34,13 +34,7 @@ class NBitsLinear(nn.Module):
         output = torch.onnx.ops.symbolic(
             "com.microsoft::MatMulNBits",
             inputs,
-            {
-                "K": self.layout.columns,
-                "N": self.layout.rows,
-                "bits": self.layout.bits,
-                "block_size": self.layout.block,
-                "accuracy_level": self.accuracy_level,
-            },
+            {**self.layout.attributes(self.accuracy_level)},
             dtype=hidden_states.dtype,
             shape=(*hidden_states.shape[:-1], self.layout.rows),
             version=1,

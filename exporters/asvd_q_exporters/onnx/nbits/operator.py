@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from asvd_q.artefact import Refusal
 from asvd_q.plan import FLOAT_BYTES
 from asvd_q_exporters.onnx.nbits.layout import BLOCK_SIZES, nbits_layout
+from asvd_q_exporters.onnx.nodes import CONTRIB, MatrixNode, Part
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,16 @@ class MatMulNBits:
 
         layout = nbits_layout(shape, spec, dtype.itemsize)
         return NBitsLinear(layout, bias, dtype, accuracy_level)
+
+    def node(
+        self, shape: tuple[int, int], spec: QuantSpec, dtype: FloatType, accuracy_level: int
+    ) -> MatrixNode:
+        layout = nbits_layout(shape, spec, FLOAT_BYTES[dtype])
+        parts = [Part(layout.codes_shape, "uint8"), Part(layout.scales_shape, dtype)]
+        if layout.zero_points:
+            parts.append(Part(layout.zero_points_shape, "uint8"))
+        attributes = tuple(layout.attributes(accuracy_level).items())
+        return MatrixNode(*shape, "MatMulNBits", CONTRIB, attributes, tuple(parts), dtype)
 
     def tensor(self, weight: StoredWeight, part: str, dtype: torch.dtype) -> Tensor:
         from asvd_q_exporters.onnx.nbits.pack import nbits_tensor
