@@ -225,10 +225,11 @@ def test_a_layer_that_nothing_reaches(method: str) -> None:
 @pytest.mark.parametrize("shape", [(1, 40), (40, 1), (3, 5)])
 def test_the_largest_rank_and_odd_shapes(method: str, shape: tuple[int, int]) -> None:
     case = random_case(shape)
-    stored = done(case, plan_of(shape=shape, rank=min(shape)), method=method)
-    assert output_error(case, stored) < codes_error(case)
-    if method != "inside":  # whose B is no more than a part of the inputs' directions
-        assert output_error(case, stored) < 1e-3
+    plan = plan_of(shape=shape, rank=min(shape))
+    stored = done(case, plan, method=method)
+    assert {slot: part.shape for slot, part in stored.items()} == plan.slot_shapes()
+    # inside reads the largest directions of the inputs, which need not be those of the residual
+    assert output_error(case, stored) < (0.5 if method == "inside" else 1e-3)
 
 
 def compressed(
