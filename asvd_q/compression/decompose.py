@@ -66,8 +66,7 @@ def decompose(
         assert statistics is not None
         weight = refit_target(weight, statistics.gram, refit.cross, section.refit_damping)
     found = spectrum(weight, scaling, plan.name)
-    if scaling.retries:
-        notes.append(f"damping raised {scaling.retries} times, to {scaling.damping:g}")
+    notes.extend(scaling.notes)
     if found.numerical_rank < plan.rank:
         notes.append(
             f"numerical rank {found.numerical_rank} is below the planned {plan.rank}: "

@@ -195,15 +195,17 @@ def _corrected(
     target = CorrectionTarget(
         _target(weight, float_type, statistics, quantization), statistics.gram, plan.name
     )
+    section = section or CorrectSection()
     stored = corrected(
         target,
         plan,
-        section or CorrectSection(),
+        section,
         seed,
         float_type=float_type,
         aware=_aware(quantization),
     )
-    return _Made(stored, target.weight)
+    notes = () if section.method == "inside" else target.scaling.notes
+    return _Made(stored, target.weight, notes=notes)
 
 
 def _target(

@@ -36,6 +36,13 @@ class Scaling:
     retries: int = 0
     unit: float = 1.0
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the layer's record has to say of it."""
+        if not self.retries:
+            return ()
+        return (f"damping raised {self.retries} times, to {self.damping:g}",)
+
     def apply(self, weight: Tensor) -> Tensor:
         """W S in float64, (out, in)."""
         weight = weight.double()

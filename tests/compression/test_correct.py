@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.plan import LayerPlan, QuantSpec, Slot
 from asvd_q.quantization import FloatWeight, StoredWeight, quantize
 from asvd_q.recipe import CorrectSection, QuantizeSection
-from asvd_q.statistics.collectors import DenseInputs, SiteStatistics
+from asvd_q.statistics.collectors import DenseInputs
 from asvd_q.store import StoredLayer
 from tests.compression.job import compress_to
 from tests.decomposition.reference import HARD, Case, random_case, site_statistics
@@ -225,10 +226,11 @@ def test_a_layer_that_nothing_reaches(method: str) -> None:
 @pytest.mark.parametrize("shape", [(1, 40), (40, 1), (3, 5)])
 def test_the_largest_rank_and_odd_shapes(method: str, shape: tuple[int, int]) -> None:
     case = random_case(shape)
-    stored = done(case, plan_of(shape=shape, rank=min(shape)), method=method)
-    assert output_error(case, stored) < codes_error(case)
-    if method != "inside":  # whose B is no more than a part of the inputs' directions
-        assert output_error(case, stored) < 1e-3
+    plan = plan_of(shape=shape, rank=min(shape))
+    stored = done(case, plan, method=method)
+    assert {slot: part.shape for slot, part in stored.items()} == plan.slot_shapes()
+    # inside reads the largest directions of the inputs, which need not be those of the residual
+    assert output_error(case, stored) < (0.5 if method == "inside" else 1e-3)
 
 
 def compressed(
@@ -241,13 +243,7 @@ def compressed(
 ) -> StoredLayer:
     statistics = site_statistics(case)
     if dense is not None:
-        statistics = SiteStatistics(
-            tokens=statistics.tokens,
-            abs_mean=statistics.abs_mean,
-            abs_max=statistics.abs_max,
-            gram=statistics.gram,
-            dense=dense,
-        )
+        statistics = replace(statistics, dense=dense)
     return layer.compress_layer(
         case.weight,
         plan,
@@ -272,6 +268,16 @@ def test_the_record_of_a_corrected_layer() -> None:
     default = done(case, plan)
     for slot, part in found.weights.items():
         assert torch.equal(part.dequantize(), default[slot].dequantize())
+
+
+def test_a_damping_that_had_to_be_raised_is_noted() -> None:
+    case = Case(random_case((6, 4)).weight.float(), random_case((6, 4)).inputs)
+    gram = torch.diag(torch.tensor([2.0, 1.0, 1.0, -1e-3], dtype=torch.float64))
+    statistics = replace(site_statistics(case), gram=gram)
+    plan = plan_of(shape=(6, 4), rank=2, weight=QuantSpec(bits=2, group_size=16))
+    found = layer.compress_layer(case.weight, plan, "float32", statistics=statistics)
+    assert found.record.form == "correction"
+    assert found.record.notes == ("damping raised 4 times, to 0.01",)
 
 
 def test_the_section_chooses_the_method() -> None:
