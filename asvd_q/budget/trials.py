@@ -149,11 +149,12 @@ class LayerTrials:
         return self._factors_of_rank[1]
 
     def _correction(self, layer: LayerPlan) -> float:
-        assert self._recipe.correct is not None
+        section = self._recipe.correct
+        assert section is not None
         stored = corrected(
             self._target,
             layer,
-            self._recipe.correct,
+            section.model_copy(update={"rounds": 1}),  # which brings most of what all bring
             self._recipe.seed,
             float_type=self._float_type,
             aware=self._aware,
