@@ -15,7 +15,9 @@ best point of no more bytes. Variants, each with all that stands before it:
     factors      low rank too
     corrections  codes with a low-rank correction too
     groups       groups of 32, 64 and 128 columns
+    hybrid       the forms that the choice hangs on are measured
     all          sequential statistics and refit: what the recipes do
+    predicted    as `all`, but nothing is measured
     codes        as `all`, but without low rank in any form
 
 `predicted` is the sum of the predicted loss increases, nats per token; `measured` the mean over the
@@ -35,11 +37,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from asvd_q.budget.choice import Choice, choose
+from asvd_q.budget.choice import Choice
 from asvd_q.budget.explicit import with_plan
+from asvd_q.errors import RankError
 from asvd_q.quantization import float_type_of
 from asvd_q.report.tables import Table, size
-from asvd_q.search.allocation import Budget
 from benchmarks._agreement import spearman
 from benchmarks._compressions import CasePoint, merged
 from benchmarks._front import plot_budget
@@ -58,8 +60,9 @@ _MIXED: dict[str, Any] = {
 _FACTORS = merged(_MIXED, {"decompose": {"scaling": "whitening"}})
 _CORRECTIONS = merged(_FACTORS, {"correct": {}})
 _GROUPS = merged(_CORRECTIONS, {"budget": {"group_sizes": [32, 64, 128]}})
+_HYBRID = merged(_GROUPS, {"budget": {"hybrid": True}})
 _ALL = merged(
-    _GROUPS,
+    _HYBRID,
     {
         "calibration": {"sequential": True},
         "decompose": {"refit": True},
@@ -71,7 +74,9 @@ VARIANTS: Mapping[str, dict[str, Any]] = {
     "factors": _FACTORS,
     "corrections": _CORRECTIONS,
     "groups": _GROUPS,
+    "hybrid": _HYBRID,
     "all": _ALL,
+    "predicted": merged(_ALL, {"budget": {"hybrid": False}}),
     "codes": {key: value for key, value in _ALL.items() if key not in ("decompose", "correct")},
 }
 """Sections of the recipes."""
@@ -255,15 +260,11 @@ def main() -> None:
 def _compute(
     setting: Setting, sections: dict[str, Any], bench: Bench, folder: Path
 ) -> tuple[Choice, Compressed] | None:
-    assert setting.target is not None
-    budget = {"bits_per_weight": setting.target}
-    recipe = bench.recipe(merged(sections, {"budget": budget}))
-    _, offering = bench.offering(recipe, folder)
-    limit = math.floor(setting.target * offering.weights / 8)
-    least = sum(min(one.bytes for one in forms) for forms in offering.candidates.values())
-    if least > limit:
+    recipe = bench.recipe(merged(sections, {"budget": {"bits_per_weight": setting.target}}))
+    try:
+        choice = bench.budget(recipe, folder).choice
+    except RankError:
         return None
-    choice = choose(offering, Budget("bytes", limit))
     return choice, bench.compressed(with_plan(recipe, choice.plan))
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +25,7 @@ from rich.console import Console
 from torch import Tensor
 
 from asvd_q import __version__
-from asvd_q.budget.choice import Offering
-from asvd_q.budget.solving import budget_offering, format_count
-from asvd_q.budget.sweep import LayerTried
+from asvd_q.budget.solving import BudgetResult, format_count, solve_budget
 from asvd_q.compression import Calibration, compress
 from asvd_q.evaluation.quality import TokenWindows, evaluate_quality
 from asvd_q.evaluation.runners import model_runner
@@ -244,9 +242,9 @@ class Bench:
         )
         return result.ranks
 
-    def offering(self, recipe: Recipe, folder: Path) -> tuple[Mapping[str, LayerTried], Offering]:
-        """What a recipe's `budget` has to choose from; trials are kept in `folder`."""
-        return budget_offering(
+    def budget(self, recipe: Recipe, folder: Path) -> BudgetResult:
+        """What a recipe's `budget` comes to; what was tried is kept in `folder`."""
+        return solve_budget(
             recipe,
             BlockwiseModel(self.source, skeleton=self.skeleton),
             self.calibration(),
