@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from asvd_q.artefact import Exporter
-from asvd_q.plan import FLOAT_BYTES, FloatType, LayerPlan, Plan
+from asvd_q.plan import FLOAT_BYTES, FloatType, LayerPlan, Plan, QuantSpec
 
 __all__ = ["STORE", "Count"]
 
@@ -36,6 +36,23 @@ class Count:
         if self.exporter.can_express(Plan(float_type=self.float_type, layers=(layer,))):
             return None
         return self.exporter.stored_bytes(layer)
+
+    def refuses_mixtures(self) -> str | None:
+        """Why the format cannot hold layers with codes of different widths; None when it can."""
+        if self.exporter is None:
+            return None
+        layers = tuple(
+            LayerPlan(
+                name=f"layers.{number}.weight",
+                kind="weight",
+                block=number,
+                shape=(256, 256),
+                quantization={"weight": QuantSpec(method="rtn", bits=bits)},
+            )
+            for number, bits in enumerate((4, 8))
+        )
+        refusals = self.exporter.can_express(Plan(float_type=self.float_type, layers=layers))
+        return refusals[0].reason if refusals else None
 
     def of_rest(self, plan: Plan) -> int:
         """Bytes of the tensors that no layer plan covers."""

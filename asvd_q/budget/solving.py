@@ -62,10 +62,17 @@ def format_count(
 
     Raises:
         ExportError: no such format.
-        RecipeError: the budget is one of time, and the format cannot be timed.
+        RecipeError: the format leaves nothing to choose; or the budget is one of time, and the
+            format cannot be timed.
     """
     assert recipe.budget is not None
     count = Count(float_type, _exporter(recipe.budget.format, exports))
+    refusal = count.refuses_mixtures()
+    if refusal is not None:
+        raise RecipeError(
+            f"budget.format: {count.name} cannot hold layers that are quantized differently "
+            f"({refusal}); use {STORE} or onnx"
+        )
     if recipe.budget.decode_speed is not None:
         require_timed(count)
     return count
