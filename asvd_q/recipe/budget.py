@@ -101,3 +101,8 @@ class BudgetSection(Section):
     def perplexity_rise(self) -> float | None:
         """`perplexity` as a share of the dense model's: 0.02 for "+2 %"; None for a number."""
         return perplexity_rise(self.perplexity)
+
+    @property
+    def needs_dense_loss(self) -> bool:
+        """Whether the target says something only once the dense model's loss is known."""
+        return self.perplexity is not None and self.perplexity_rise is None
