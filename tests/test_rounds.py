@@ -329,7 +329,7 @@ def test_running_again_compresses_nothing(
     assert hashes(folder / STORE) == before
     assert (again.layers, again.warnings) == (first.layers, first.warnings)
     found = {name: rank for name, rank in ranks(first).items() if rank is not None}
-    assert prepare_known(recipe).plan == open_store(recipe).plan
+    assert prepare_known(recipe)[0].plan == open_store(recipe).plan
     assert search(recipe, quiet).ranks == found
     assert yaml.safe_load((folder / "search/ranks.yaml").read_text())["decompose"]["ranks"] == found
 
