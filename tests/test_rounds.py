@@ -153,7 +153,7 @@ def test_a_size_is_met_around_a_layer_that_cannot_be_quantized(
     assert record.warnings == (
         f"{NAME} {'stayed dense,' if kept.rank is None else 'kept its factors'} in float32: "
         "its quantization failed: no codes",
-        "the target of `search` was solved again around 1 of the layers",
+        "the target was solved again around 1 of the layers",
     )
     assert stages(record) == ["prepare", *2 * ["search", "compress"], "evaluate"]
     store = open_store(recipe)
