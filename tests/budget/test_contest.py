@@ -38,7 +38,7 @@ def losses(seed: int) -> Losses:
     """Losses that obey the rules: at least the bound's, and hardly less with narrower codes."""
     rng = np.random.default_rng(seed)
     known: dict[str, float] = {}
-    decay, price = rng.uniform(5, 40), rng.uniform(0.2, 2)
+    decay, price = rng.uniform(5, 40), 10 ** rng.uniform(-2.5, 0.3)
 
     def bound(layer: LayerPlan) -> float:
         return 0.0 if layer.rank is None else float(np.exp(-layer.rank / decay))
@@ -67,6 +67,43 @@ def test_no_point_of_the_hull_is_missed(seed: int) -> None:
     found = contest(offers(), loss, bound)
     assert set(map(str, found)) <= set(map(str, everything))
     assert len(found) < 0.7 * len(everything)
+    assert hull_of(found) == hull_of(everything)
+
+
+def no_narrower(one: LayerPlan, other: LayerPlan) -> bool:
+    pairs = [(one.quantization[slot], spec) for slot, spec in other.quantization.items()]
+    return all(
+        a is not None and b is not None and a.bits >= b.bits and a.group_size <= b.group_size
+        for a, b in pairs
+    )
+
+
+def losses_by_rule(seed: int) -> Callable[[LayerPlan], float]:
+    """As little with narrower codes, and in coarser groups, as the rule lets them lose."""
+    rng = np.random.default_rng(seed)
+    decay = rng.uniform(5, 30)
+    known: dict[str, float] = {}
+    made: list[LayerPlan] = []
+    ordered = sorted(offers(), key=lambda one: -one.bytes)
+    for layer in (one.layer for one in ordered):
+        wider = [
+            known[str(other)]
+            for other in made
+            if (other.form, other.rank) == (layer.form, layer.rank) and no_narrower(other, layer)
+        ]
+        first = 0.05 if layer.rank is None else float(np.exp(-layer.rank / decay))
+        known[str(layer)] = max(wider, default=first) * rng.uniform(0.951, 1.3)
+        made.append(layer)
+    known[str(ordered[0].layer)] = 0.0
+    return lambda layer: known[str(layer)]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_wider_codes_alone_miss_no_point_of_the_hull(seed: int) -> None:
+    loss = losses_by_rule(seed)
+    everything = try_all(offers(), loss)
+    found = contest(offers(), loss, lambda layer: 0.0)
+    assert len(found) < len(everything)
     assert hull_of(found) == hull_of(everything)
 
 
