@@ -427,8 +427,10 @@ def _numbers(text: str) -> list[float]:
         found = [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
         found = [-1.0]
-    if any(not number > 0 for number in found):
-        raise RecipeError(f"--bits-per-weight {text}: give numbers above 0, with commas between")
+    if any(not 0 < number <= 32 for number in found):
+        raise RecipeError(
+            f"--bits-per-weight {text}: give numbers above 0 and up to 32, with commas between"
+        )
     return found
 
 

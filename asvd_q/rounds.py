@@ -6,7 +6,8 @@ for it. Every round pins a layer, or pins one to a larger form, so there is a la
 the measured perplexity takes rounds of its own.
 
     <run>/rounds.json     {"setbacks": {key of a store: [layer, …]},
-                           "losses": {key of a store: nats per token}, "dense": nats per token}
+                           "losses": {key of a store: nats per token},
+                           "dense": {key of a model and tokens: nats per token}}
 
 What came of a round is kept under the key of its store, so that a run which goes on, or is
 repeated, comes to the last round without compressing anything for the others again.
@@ -30,7 +31,7 @@ from asvd_q.budget.solving import BudgetResult, format_count, solve_budget
 from asvd_q.budget.timing import kernel_times
 from asvd_q.compressing import make_store, store_key
 from asvd_q.compression import Progress, check_weights
-from asvd_q.errors import RankError
+from asvd_q.errors import RankError, RecipeError
 from asvd_q.evaluation.quality import TokenWindows, evaluate_quality
 from asvd_q.evaluation.runners import model_runner
 from asvd_q.files import write_text
@@ -43,6 +44,7 @@ from asvd_q.report.budget import write_budget
 from asvd_q.report.resources import StageMeter
 from asvd_q.report.search import SEARCH, write_search
 from asvd_q.search.allocation import LossBound
+from asvd_q.search.context import measured_key
 from asvd_q.search.ranks import SearchResult, search_ranks, with_ranks
 from asvd_q.search.targets import is_met
 from asvd_q.store import Store
@@ -60,14 +62,14 @@ class _Rounds(BaseModel):
     Attributes:
         setbacks: the layers that kept a form which was not planned, as they are.
         losses: mean next-token loss on the calibration tokens, nats.
-        dense: that of the dense model, once it was measured.
+        dense: that of the dense model, by the key of the model and the tokens.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     setbacks: dict[str, tuple[LayerPlan, ...]] = {}
     losses: dict[str, float] = {}
-    dense: float | None = None
+    dense: dict[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -108,15 +110,18 @@ def solve(
         RankError: the target cannot be reached, or not any more; the message names the layers
             that it had to be solved around.
     """
-    known = _read(folder)
     if not known_only:
         check_weights(prepared.model(), progress)
+        if prepared.recipe.budget is not None and prepared.recipe.budget.needs_dense_loss:
+            _dense_loss(prepared, windows, folder, progress)
+    known = _read(folder)
+    dense = known.dense.get(_dense_key(prepared, windows))
     pinned: dict[str, LayerPlan] = {}
     earlier: list[str] = []
     seen: list[tuple[float, float, Solution]] = []
     while True:
         limit = None
-        bound = _measured_bound(prepared.recipe, known.dense)
+        bound = _measured_bound(prepared.recipe, dense)
         if bound is not None:
             limit = next_limit(bound, [(predicted, loss) for predicted, loss, _ in seen])
             if limit is None:
@@ -132,11 +137,11 @@ def solve(
             seen.clear()
         elif bound is None:
             return solution
-        elif key not in known.losses or known.dense is None:
+        elif key not in known.losses or dense is None:
             return replace(solution, settled=False)
         else:
             assert isinstance(result, BudgetResult)
-            loss = known.losses[key] - known.dense
+            loss = known.losses[key] - dense
             if any(one.prepared.plan == solved.plan for _, _, one in seen):
                 # The steps between neighbouring models are larger than what is left to gain.
                 return _end_of_steps(seen, bound, earlier)
@@ -244,6 +249,7 @@ def _measured_bound(recipe: Recipe, dense: float | None) -> float | None:
 
     Raises:
         RankError: the dense model itself is above it.
+        RecipeError: the dense model was not measured.
     """
     if recipe.budget is None or recipe.budget.perplexity is None:
         return None
@@ -252,7 +258,10 @@ def _measured_bound(recipe: Recipe, dense: float | None) -> float | None:
         return math.log1p(rise)
     assert isinstance(recipe.budget.perplexity, float)
     if dense is None:
-        return math.log1p(0.02)  # where to begin, until the dense model is measured
+        raise RecipeError(
+            "budget.perplexity is compared with the dense model's, which has not been measured: "
+            "run `asvd-q search` on it first"
+        )
     bound = math.log(recipe.budget.perplexity) - dense
     if bound <= 0:
         raise RankError(
@@ -288,31 +297,44 @@ def _measure(
     prepared: Prepared, store: Store, windows: Tensor, folder: Path, progress: Progress
 ) -> None:
     """Measure what a store loses on the calibration tokens, and remember it."""
-    assert prepared.recipe.calibration is not None
-    section = prepared.recipe.calibration
-    text = TokenWindows(corpus="calibration", split="train", sha256="", tokens=windows)
-
-    def loss_of(stage: str, replaced: Replaced | None) -> float:
-        runner = model_runner(
-            prepared.source,
-            replaced,
-            device=prepared.device,
-            dtype=TORCH_TYPES[prepared.recipe.compute_dtype],
-        )
-        found = evaluate_quality(
-            runner,
-            text,
-            batch_size=section.batch_size,
-            progress=lambda done, total: progress(stage, done, total),
-        )
-        return math.log(found.perplexity)
-
-    dense = _read(folder).dense
-    if dense is None:
-        dense = loss_of("measuring the dense model", None)
-    loss = loss_of("measuring", store.replaced)
+    dense = _dense_loss(prepared, windows, folder, progress)
+    loss = _loss(prepared, windows, store.replaced, "measuring", progress)
     logger.info("loss on the calibration tokens %.5f, of the dense model %.5f", loss, dense)
-    _remember(folder, losses={store.key: loss}, dense=dense)
+    _remember(folder, losses={store.key: loss})
+
+
+def _dense_loss(prepared: Prepared, windows: Tensor, folder: Path, progress: Progress) -> float:
+    """What the dense model loses on the calibration tokens, measured once."""
+    key = _dense_key(prepared, windows)
+    found = _read(folder).dense.get(key)
+    if found is None:
+        found = _loss(prepared, windows, None, "measuring the dense model", progress)
+        _remember(folder, dense={key: found})
+    return found
+
+
+def _dense_key(prepared: Prepared, windows: Tensor) -> str:
+    return measured_key(prepared.model(), windows)
+
+
+def _loss(
+    prepared: Prepared, windows: Tensor, replaced: Replaced | None, stage: str, progress: Progress
+) -> float:
+    """Mean next-token loss on the calibration tokens, nats."""
+    assert prepared.recipe.calibration is not None
+    runner = model_runner(
+        prepared.source,
+        replaced,
+        device=prepared.device,
+        dtype=TORCH_TYPES[prepared.recipe.compute_dtype],
+    )
+    found = evaluate_quality(
+        runner,
+        TokenWindows(corpus="calibration", split="train", sha256="", tokens=windows),
+        batch_size=prepared.recipe.calibration.batch_size,
+        progress=lambda done, total: progress(stage, done, total),
+    )
+    return math.log(found.perplexity)
 
 
 def _read(folder: Path) -> _Rounds:
@@ -328,12 +350,12 @@ def _remember(
     *,
     setbacks: Mapping[str, tuple[LayerPlan, ...]] | None = None,
     losses: Mapping[str, float] | None = None,
-    dense: float | None = None,
+    dense: Mapping[str, float] | None = None,
 ) -> None:
     known = _read(folder)
     rounds = _Rounds(
         setbacks={**known.setbacks, **(setbacks or {})},
         losses={**known.losses, **(losses or {})},
-        dense=known.dense if dense is None else dense,
+        dense={**known.dense, **(dense or {})},
     )
     write_text(folder / ROUNDS, rounds.model_dump_json(indent=1) + "\n")

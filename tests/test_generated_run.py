@@ -63,7 +63,7 @@ def test_nothing_is_sampled_twice(
 
 def test_a_plan_takes_up_what_was_searched(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generated, "sample_tokens", None)
-    assert prepare_known(load_recipe(finished / "recipe.yaml")).plan.kept_ratio <= 0.8
+    assert prepare_known(load_recipe(finished / "recipe.yaml"))[0].plan.kept_ratio <= 0.8
 
 
 def test_a_plan_before_the_search_samples_nothing(tmp_path: Path) -> None:

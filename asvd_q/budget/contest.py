@@ -58,19 +58,27 @@ def contest(
     Args:
         offers: of one layer.
         loss: makes a form and predicts its loss. What it cannot make is left out.
-        bound: what a form with a rank loses at least.
+        bound: what a form with a rank loses at least. Where it fails, nothing of the form is tried.
         cost: of a form, under the budget that is spent.
 
     Returns:
         Every form that was tried, with its loss.
     """
     tried: list[Tried] = []
+    failed: set[Form] = set()
     hull = _Hull()
     for offer in sorted(offers, key=_order):
         layer = offer.layer
+        if layer.form in failed:
+            continue
         if layer.rank is not None:
-            least = max(bound(layer), _SLACK * _wider(layer, tried))
-            if hull.beats(cost(offer), least):
+            try:
+                least = bound(layer)
+            except _FAILURES as error:  # nothing of this form can be made
+                failed.add(layer.form)
+                _log(layer, error)
+                continue
+            if hull.beats(cost(offer), max(least, _SLACK * _wider(layer, tried))):
                 continue
         for one, found in try_all([offer], loss):
             tried.append((one, found))
@@ -86,7 +94,7 @@ def try_all(offers: Sequence[Offer], loss: Callable[[LayerPlan], float]) -> list
         try:
             found = loss(layer)
         except _FAILURES as error:
-            logger.info("%s: %s is no candidate: %s", layer.name, layer.form, error)
+            _log(layer, error)
             continue
         if math.isfinite(found):
             tried.append((offer, found))
@@ -102,6 +110,10 @@ def undominated(tried: Sequence[Tried], cost: Cost = stored) -> list[Tried]:
             kept.append((offer, loss))
             least = loss
     return kept[::-1]
+
+
+def _log(layer: LayerPlan, error: Exception) -> None:
+    logger.info("%s: %s is no candidate: %s", layer.name, layer.form, error)
 
 
 def _order(offer: Offer) -> tuple[float, ...]:

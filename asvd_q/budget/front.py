@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from asvd_q.budget.choice import Choice, Offering, choose
@@ -50,8 +51,10 @@ def front(offering: Offering, budgets: Sequence[float] = ()) -> list[Choice]:
             is predicted to double.
     """
     if not budgets:
-        low = choose(offering, LossBound(math.log(2))).bits_per_weight
-        high = max(min(reach(offering)[1], 8.5), low)
+        low, high = reach(offering)
+        with suppress(RankError):  # where all models lose more than that
+            low = choose(offering, LossBound(math.log(2))).bits_per_weight
+        high = max(min(high, 8.5), low)
         steps = _DEFAULT_POINTS - 1
         budgets = [low * (high / low) ** (step / steps) for step in range(steps + 1)]
     found: list[Choice] = []

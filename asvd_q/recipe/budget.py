@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from asvd_q.recipe.amounts import Perplexity, Size, perplexity_rise, size_bytes
 from asvd_q.recipe.base import Bool, Count, Number, Section, Text
@@ -68,6 +68,20 @@ class BudgetSection(Section):
     budgets would take instead, and choose again. Costs a compression and, per layer, about two
     passes over eight windows."""
 
+    @field_validator("bits", "group_sizes", "correction_ranks")
+    @classmethod
+    def _distinct(cls, given: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(given)) < len(given):
+            raise ValueError("the same value twice: give each one once")
+        return given
+
+    @field_validator("group_sizes")
+    @classmethod
+    def _of_codes(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if max(sizes) > 256:
+            raise ValueError("allowed are -1 (one scale per output channel) and 16 to 256")
+        return sizes
+
     @model_validator(mode="after")
     def _one_target(self) -> BudgetSection:
         given = [name for name in BUDGET_TARGETS if getattr(self, name) is not None]
@@ -87,3 +101,8 @@ class BudgetSection(Section):
     def perplexity_rise(self) -> float | None:
         """`perplexity` as a share of the dense model's: 0.02 for "+2 %"; None for a number."""
         return perplexity_rise(self.perplexity)
+
+    @property
+    def needs_dense_loss(self) -> bool:
+        """Whether the target says something only once the dense model's loss is known."""
+        return self.perplexity is not None and self.perplexity_rise is None

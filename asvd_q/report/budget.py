@@ -32,8 +32,9 @@ __all__ = [
 def write_budget(result: BudgetResult, folder: Path) -> None:
     """Write `plan.yaml`, `budget.json`, and the front around the choice as a plot.
 
-    `plan.yaml` holds `decompose.ranks` and `quantize.overrides`: with them in the place of the
-    budget, a recipe makes the same plan.
+    `plan.yaml` holds the ranks of `decompose` and `correct`, either of them null where no layer
+    takes that form, and `quantize.overrides`: with them in the place of the budget, the overrides
+    behind its own, a recipe makes the same plan.
     """
     make_folder(folder)
     write_text(folder / "plan.yaml", yaml.safe_dump(_sections(result.choice), sort_keys=False))
@@ -178,7 +179,12 @@ def _sections(choice: Choice) -> dict[str, Any]:
         for layer in choice.plan
         for slot, spec in layer.quantization.items()
     ]
-    return {"decompose": {"ranks": choice.plan.ranks}, "quantize": {"overrides": overrides}}
+    factors, corrections = choice.plan.ranks, choice.plan.correction_ranks
+    return {
+        "decompose": {"ranks": factors} if factors else None,
+        "correct": {"ranks": corrections} if corrections else None,
+        "quantize": {"overrides": overrides},
+    }
 
 
 def _spot(choice: Choice) -> tuple[float, float]:

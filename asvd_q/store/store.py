@@ -116,7 +116,7 @@ class Store:
         path = folder / _HEADER
         if path.exists():
             found = _read_header(path)
-            if found.key in replacing:
+            if found.key != header.key and found.key in replacing:
                 # Blocks first: under the new header they would be taken for its own.
                 shutil.rmtree(folder / _BLOCKS)
                 make_folder(folder / _BLOCKS)

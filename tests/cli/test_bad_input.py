@@ -293,7 +293,9 @@ def test_torch_runs_out_of_memory(
 
 
 def test_search_without_a_search_section(tmp_path: Path, capsys: Capture) -> None:
-    assert "`search` section" in command(capsys, "search", write_recipe(tmp_path)).message
+    assert (
+        "`search` or `budget` section" in command(capsys, "search", write_recipe(tmp_path)).message
+    )
 
 
 def test_a_bad_corpus_does_not_cost_the_earlier_run(tmp_path: Path, capsys: Capture) -> None:

@@ -100,7 +100,7 @@ def test_verify_is_a_switch() -> None:
         ({"decompose": None}, "search needs a `decompose` section"),
         ({"decompose": {"kept_ratio": 0.5}}, "leave kept_ratio and ranks out"),
         ({"decompose": {"ranks": {"*": 32}}}, "leave kept_ratio and ranks out"),
-        ({"search": None}, "or the recipe a `search` section"),
+        ({"search": None}, "or the recipe a `search` or `budget` section"),
         (
             {"calibration": None, "decompose": {"scaling": "none"}},
             "search needs a `calibration` section",

@@ -233,14 +233,22 @@ def test_every_shipped_recipe_is_valid() -> None:
 
 def without_sizes(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe's content but for the model and what goes with its size."""
-    sizes = {("decompose", "rank_multiple"), ("quantize", "group_size")}
-    return {
-        section: {key: value for key, value in content.items() if (section, key) not in sizes}
-        if isinstance(content, dict)
-        else content
-        for section, content in recipe.items()
-        if section != "model"
+    sizes = {
+        ("decompose", "rank_multiple"),
+        ("quantize", "group_size"),
+        ("budget", "size"),
+        ("budget", "bits_per_weight"),
+        ("export", "dtype"),
     }
+
+    def kept(section: str, content: Any) -> Any:
+        if isinstance(content, list):
+            return [kept(section, part) for part in content]
+        if not isinstance(content, dict):
+            return content
+        return {key: value for key, value in content.items() if (section, key) not in sizes}
+
+    return {section: kept(section, part) for section, part in recipe.items() if section != "model"}
 
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("wren-*.yaml")), ids=lambda file: file.stem)

@@ -14,9 +14,9 @@ from asvd_q.models import SourceModel
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.refs import WeightRef
 from asvd_q.recipe import CorpusSection, DecomposeSection
-from asvd_q.search import fast
 from asvd_q.search.exact import exact_losses
 from asvd_q.search.fast import fast_losses
+from asvd_q.statistics import labels as labels_module
 from asvd_q.statistics.corpora import load_corpus
 from asvd_q.statistics.sampling import draw_tokens
 from asvd_q.statistics.windows import calibration_windows
@@ -96,7 +96,7 @@ def test_sampled_labels_leave_the_first_order_term_out(
 ) -> None:
     folder = save_family("gpt2", tmp_path)
     model, refs = open_model(folder)
-    monkeypatch.setattr(fast, "draw_tokens", lambda logits, numbers: logits.argmax(-1))
+    monkeypatch.setattr(labels_module, "draw_tokens", lambda logits, numbers: logits.argmax(-1))
     with torch.no_grad():
         labels = plain_model(folder)(WINDOWS, use_cache=False).logits[:, :-1].argmax(-1)
     found = fast_losses(model, WINDOWS, refs, SECTION, labels="sampled", batch_size=2)

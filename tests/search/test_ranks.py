@@ -114,8 +114,9 @@ def test_a_plan_takes_the_ranks_of_a_finished_search(folder: Path, tmp_path: Pat
         pipeline.prepare_known(_recipe(tmp_path, kept_ratio=0.8))
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
     found = _search(folder, kept_ratio=0.8)
-    plan = pipeline.prepare_known(_recipe(folder, kept_ratio=0.8)).plan
-    assert plan.ranks == found.ranks
+    prepared, known = pipeline.prepare_known(_recipe(folder, kept_ratio=0.8))
+    assert prepared.plan.ranks == found.ranks
+    assert known == found
 
 
 def test_run_takes_the_ranks_of_the_search(folder: Path) -> None:
@@ -188,7 +189,7 @@ def test_hidden_states_of_a_killed_search_are_removed(tmp_path: Path) -> None:
     left = tmp_path / "run/search/scratch/dense/00000.bin"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"x")
-    assert pipeline.prepare_known(recipe).plan.ranks == found.ranks
+    assert pipeline.prepare_known(recipe)[0].plan.ranks == found.ranks
     assert left.exists()
     pipeline.search(recipe, _silent)
     assert not (tmp_path / "run/search/scratch").exists()
