@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from asvd_q.budget.offers import Offer
-from asvd_q.errors import MissingExtraError, NumericsError
+from asvd_q.errors import NumericsError
 from asvd_q.plan import Form, LayerPlan
 from asvd_q.search.knapsack import lower_hull
 
@@ -37,7 +37,7 @@ _SLACK = 0.95
 
 _FORMS: tuple[Form, ...] = ("dense", "factors", "correction")
 
-_FAILURES = (NumericsError, MissingExtraError, ValueError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+_FAILURES = (NumericsError, ValueError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 
 logger = logging.getLogger("asvd_q")
 

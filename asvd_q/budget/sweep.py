@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -26,7 +27,6 @@ from asvd_q.files import make_folder, write_text
 from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.refs import WeightRef
 from asvd_q.plan import LayerPlan
-from asvd_q.quantization import TORCH_TYPES
 from asvd_q.recipe import Recipe
 from asvd_q.search.spectra import fisher_if_wanted
 from asvd_q.statistics.backward import backward_through_block, backward_through_head, keep_inputs
@@ -189,8 +189,7 @@ def _tried(
     fisher: Mapping[str, Tensor],
     cost: Cost,
 ) -> LayerTried:
-    dtype = TORCH_TYPES[count.float_type]
-    matrix = weight.take(model.source.tensor(weight.tensor_name)).to(dtype)
+    matrix = weight.take(model.source.tensor(weight.tensor_name))
     trials = LayerTrials(
         weight.name,
         matrix.to(model.device),
@@ -201,4 +200,11 @@ def _tried(
     )
     offers = layer_offers(weight, recipe, count)
     tried = contest(offers, trials.loss, trials.bound, cost)
-    return LayerTried(tried, try_all(uniform_offers(weight, recipe, count), trials.loss))
+    uniform = [offer for offer in uniform_offers(weight, recipe, count) if _is_installed(offer)]
+    return LayerTried(tried, try_all(uniform, trials.loss))
+
+
+def _is_installed(offer: Offer) -> bool:
+    """A yardstick whose package is missing is left out; a candidate's is asked for."""
+    spec = offer.layer.quantization["weight"]
+    return spec is None or spec.method != "nf4" or find_spec("bitsandbytes") is not None

@@ -25,7 +25,7 @@ from asvd_q.decomposition import (
 )
 from asvd_q.decomposition.choice import make_scaling
 from asvd_q.plan import FloatType, LayerPlan, QuantSpec
-from asvd_q.quantization import StoredWeight
+from asvd_q.quantization import TORCH_TYPES, StoredWeight
 from asvd_q.recipe import Recipe
 
 __all__ = ["LayerTrials"]
@@ -48,14 +48,16 @@ class LayerTrials:
     ) -> None:
         """
         Args:
-            weight: W (out, in), as the store would keep it in floating point.
+            weight: W (out, in), as the source keeps it.
             recipe: says how factors, codes and corrections are made.
-            float_type: of matrices that are not quantized.
+            float_type: of matrices that are not quantized; codes of W itself, and corrections
+                beside them, are of W rounded to it, as in the store.
             fisher: (in,), for `scaling: fisher`.
         """
         assert recipe.quantize is not None
         self._name = name
         self._weight = weight.double()
+        self._rounded = weight.to(TORCH_TYPES[float_type]).double()
         self._evidence = evidence
         self._recipe = recipe
         self._float_type: FloatType = float_type
@@ -108,13 +110,13 @@ class LayerTrials:
 
     @cached_property
     def _target(self) -> CorrectionTarget:
-        return CorrectionTarget(self._weight, self._gram, self._name)
+        return CorrectionTarget(self._rounded, self._gram, self._name)
 
     def _dense(self, layer: LayerPlan) -> float:
         spec = layer.quantization["weight"]
         if spec is None:
             return 0.0
-        stored = stored_matrix(self._weight, layer, "weight", self._float_type, self._gram)
+        stored = stored_matrix(self._rounded, layer, "weight", self._float_type, self._gram)
         errors = self._applied(stored, self._evidence.inputs) - self._outputs
         correct = self._recipe.correct
         if correct is not None and correct.selects(self._name) and spec not in self._residuals:

@@ -163,8 +163,8 @@ def _check_reachable(
     words = "nats per token" if isinstance(target, LossBound) else target.unit
     say = target.describe or (lambda amount: f"{amount:.6g} {words}")
     raise RankError(
-        f"the target of {say(target.limit)} cannot be reached: the ranks on offer reach from "
-        f"{say(least)} to {say(most)}; change the target, or allow lower ranks or more layers"
+        f"the target of {say(target.limit)} cannot be reached: what is on offer reaches from "
+        f"{say(least)} to {say(most)}; change the target, or offer lower ranks or more layers"
     )
 
 

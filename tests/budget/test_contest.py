@@ -138,11 +138,18 @@ def test_nothing_tried_is_nothing_offered() -> None:
     assert undominated([]) == []
 
 
+def test_a_missing_package_is_asked_for() -> None:
+    def failing(layer: LayerPlan) -> float:
+        raise MissingExtraError("gptqmodel", "gptq", "quantize")
+
+    with pytest.raises(MissingExtraError, match="gptqmodel"):
+        contest(offers(), failing, losses(1)[1])
+
+
 @pytest.mark.parametrize(
     "error",
     [
         NumericsError("not finite"),
-        MissingExtraError("gptqmodel", "gptq", "quantize"),
         ValueError("too large"),
         torch.linalg.LinAlgError("did not converge"),  # type: ignore[attr-defined]
     ],
