@@ -15,9 +15,8 @@ best point of no more bytes. Variants, each with all that stands before it:
     factors      low rank too
     corrections  codes with a low-rank correction too
     groups       groups of 32, 64 and 128 columns
-    hybrid       the forms that the choice hangs on are measured
     all          sequential statistics and refit: what the recipes do
-    predicted    as `all`, but nothing is measured
+    hybrid       the forms that the choice hangs on are measured
     codes        as `all`, but without low rank in any form
 
 `predicted` is the sum of the predicted loss increases, nats per token; `measured` the mean over the
@@ -60,9 +59,8 @@ _MIXED: dict[str, Any] = {
 _FACTORS = merged(_MIXED, {"decompose": {"scaling": "whitening"}})
 _CORRECTIONS = merged(_FACTORS, {"correct": {}})
 _GROUPS = merged(_CORRECTIONS, {"budget": {"group_sizes": [32, 64, 128]}})
-_HYBRID = merged(_GROUPS, {"budget": {"hybrid": True}})
 _ALL = merged(
-    _HYBRID,
+    _GROUPS,
     {
         "calibration": {"sequential": True},
         "decompose": {"refit": True},
@@ -74,9 +72,8 @@ VARIANTS: Mapping[str, dict[str, Any]] = {
     "factors": _FACTORS,
     "corrections": _CORRECTIONS,
     "groups": _GROUPS,
-    "hybrid": _HYBRID,
     "all": _ALL,
-    "predicted": merged(_ALL, {"budget": {"hybrid": False}}),
+    "hybrid": merged(_ALL, {"budget": {"hybrid": True}}),
     "codes": {key: value for key, value in _ALL.items() if key not in ("decompose", "correct")},
 }
 """Sections of the recipes."""

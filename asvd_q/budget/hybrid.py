@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from asvd_q import __version__
 from asvd_q.budget.choice import Choice, Offering, choose
+from asvd_q.budget.contest import Tried
 from asvd_q.budget.explicit import with_plan
 from asvd_q.budget.offers import Offer
 from asvd_q.budget.sweep import LayerTried, TrialCache
@@ -44,6 +45,9 @@ Progress = Callable[[str, int, int], None]
 
 _SHARES = (0.8, 0.9, 1.1, 1.25)
 """Of what the choice takes: budgets whose choices show what a layer might be given instead."""
+
+_LARGEST_SCALE = 2.0
+"""By which a layer's predictions are corrected at most; more would be noise."""
 
 _WINDOWS = 8
 """Calibration windows that forms are measured on; statistics are of all of them."""
@@ -72,29 +76,46 @@ def contested(offering: Offering, choice: Choice) -> dict[str, list[Candidate]]:
 
 
 def with_measured(offering: Offering, measured: Mapping[str, LayerTried]) -> Offering:
-    """Candidates with measured losses in the place of predicted ones.
+    """Candidates whose losses differ, within a layer, as was measured.
 
-    What was not measured of a layer is scaled as the rest of it turned out, so that it is neither
-    favoured nor spurned for being unknown.
+    Only differences say something: where layers are refitted, each one also makes up for errors
+    before it, whatever its form. What was not measured of a layer is scaled as the rest of it
+    turned out, so that it is neither favoured nor spurned for being unknown.
+
+    Args:
+        measured: of a layer, the chosen form first.
     """
-    candidates: dict[str, Sequence[Candidate]] = {}
-    for name, forms in offering.candidates.items():
-        losses = {
-            _key(offer.layer): max(loss, 0.0)
-            for offer, loss in (measured[name].tried if name in measured else ())
-        }
-        known = [form for form in forms if form.layer and _key(form.layer) in losses]
-        predicted = sum(form.loss for form in known)
-        actual = sum(losses[_key(form.layer)] for form in known if form.layer)
-        scale = actual / predicted if predicted > 0 and actual > 0 else 1.0
-        candidates[name] = tuple(
-            replace(
-                form,
-                loss=losses.get(_key(form.layer), scale * form.loss) if form.layer else form.loss,
-            )
-            for form in forms
-        )
-    return replace(offering, candidates=candidates)
+    return replace(
+        offering,
+        candidates={
+            name: _corrected(forms, measured[name].tried) if name in measured else forms
+            for name, forms in offering.candidates.items()
+        },
+    )
+
+
+def _corrected(forms: Sequence[Candidate], tried: Sequence[Tried]) -> tuple[Candidate, ...]:
+    losses = {_key(offer.layer): loss for offer, loss in tried}
+    keys = [None if form.layer is None else _key(form.layer) for form in forms]
+    predicted = {key: form.loss for key, form in zip(keys, forms, strict=True) if key in losses}
+    chosen = next((key for key in losses if key in predicted), None)
+    if chosen is None:
+        return tuple(forms)
+    steps = [
+        (loss - predicted[chosen], losses[key] - losses[chosen])
+        for key, loss in predicted.items()
+        if key is not None
+    ]
+    squares = sum(one * one for one, _ in steps)
+    slope = sum(one * other for one, other in steps) / squares if squares > 0 else 1.0
+    slope = min(max(slope, 1 / _LARGEST_SCALE), _LARGEST_SCALE)
+    anchor = slope * predicted[chosen] - losses[chosen]
+    found = [
+        slope * form.loss if key not in losses else losses[key] + anchor
+        for key, form in zip(keys, forms, strict=True)
+    ]
+    least = min(0.0, *found)
+    return tuple(replace(form, loss=loss - least) for form, loss in zip(forms, found, strict=True))
 
 
 def checked(
