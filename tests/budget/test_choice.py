@@ -143,8 +143,8 @@ def test_what_a_format_rounds_counts_rounded() -> None:
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ({"size": "1 B"}, r"0\.00 MiB for the whole model cannot be reached: .* reach from "),
-        ({"bits_per_weight": 0.5}, r"0\.5000 bits per weight cannot be reached: .* reach from "),
+        ({"size": "1 B"}, r"0\.00 MiB for the whole model cannot be reached: .* reaches from "),
+        ({"bits_per_weight": 0.5}, r"0\.5000 bits per weight cannot be reached: .* reaches from "),
     ],
 )
 def test_a_budget_out_of_reach(target: dict[str, Any], words: str) -> None:
@@ -158,7 +158,7 @@ def test_the_range_in_a_message_can_be_reached() -> None:
     offered = offering(tried)
     with pytest.raises(RankError) as caught:
         choose(offered, make_target(section(bits_per_weight=0.5), offered))
-    low, high = map(float, re.findall(r"reach from (\S+) \D+to (\S+) bits", str(caught.value))[0])
+    low, high = map(float, re.findall(r"reaches from (\S+) \D+to (\S+) bits", str(caught.value))[0])
     sizes = [size for size, _ in every_choice(tried)]
     assert low == pytest.approx(8 * min(sizes) / WEIGHTS, abs=1e-4)
     assert high == pytest.approx(32, abs=1e-4)

@@ -162,7 +162,7 @@ def test_the_checker_accepts_it(made: Export) -> None:
     onnx.checker.check_model(str(made.folder / "model.onnx"))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_level_4_is_proven(store: Store, tmp_path: Path, dtype: Any) -> None:
     options = OnnxOptions(dtype=dtype, accuracy_level=4, external_data=True)
     made = export(store, tmp_path / "onnx", options)
@@ -174,6 +174,7 @@ def test_level_4_is_proven(store: Store, tmp_path: Path, dtype: Any) -> None:
     assert proof.layers == len(store.records())
 
 
+@pytest.mark.slow
 def test_weights_are_read_one_at_a_time_and_give_the_same_bytes_again(
     made: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ _KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mixed", "nf4_export"])
 def test_nodes_are_those_of_the_exported_graph(name: str, request: pytest.FixtureRequest) -> None:
     """Operator, attributes, and the shape and type of every initializer."""

@@ -339,6 +339,7 @@ def test_loaders_without_this_package(tmp_path: Path) -> None:
     assert len(found["many"][1]) == 26
 
 
+@pytest.mark.slow
 def test_opening_is_silent(store: Store, tmp_path: Path) -> None:
     folder = export(PeftExporter(), store, tmp_path / "out")
     code = (
