@@ -27,6 +27,7 @@ from asvd_q.plan import FloatType, LayerPlan
 from asvd_q.preparation import Prepared, Tokens, prepare, read_tokens, require_exports
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.recipe import ExportSection, Recipe
+from asvd_q.recipe.budget import BUDGET_TARGETS
 from asvd_q.report.budget import write_front
 from asvd_q.report.resources import StageMeter
 from asvd_q.report.run import RUN_FILE, ArtefactRecord, Quantity, RunRecord, versions
@@ -122,6 +123,9 @@ def frontier(
     """
     if recipe.budget is None:
         raise RecipeError("the recipe has no `budget` section: there is nothing to choose from")
+    # A budget of time keeps other forms than one of bytes.
+    targets = {**dict.fromkeys(BUDGET_TARGETS), "bits_per_weight": 8.0}
+    recipe = recipe.model_copy(update={"budget": recipe.budget.model_copy(update=targets)})
     prepared, folder = prepare(recipe), Path(recipe.output)
     tokens = read_tokens(prepared, folder, progress)
     make_folder(folder)

@@ -132,7 +132,7 @@ def solve(
         key = store_key(solved, windows)
         solution = Solution(solved, result, tuple(earlier))
         setbacks = {layer.name: layer for layer in known.setbacks.get(key, ())}
-        if setbacks and not _meets(prepared, solved.plan.with_layers(setbacks), folder, known_only):
+        if setbacks and not _meets(prepared, solved.plan, setbacks, folder, known_only):
             pinned |= setbacks
             seen.clear()
         elif bound is None:
@@ -171,7 +171,7 @@ def search_and_compress(
         with meter.stage("compress"):
             store = make_store(found.prepared, folder, windows, progress, replacing=found.earlier)
         setbacks = store.setbacks
-        if setbacks and not _meets(prepared, store.plan.with_layers(setbacks), folder):
+        if setbacks and not _meets(prepared, store.plan, setbacks, folder):
             names = ", ".join(setbacks)
             logger.info("not compressed as planned, so the target is solved again: %s", names)
             _remember(folder, setbacks={store.key: tuple(setbacks.values())})
@@ -232,8 +232,25 @@ def _explicit(
     return with_ranks(prepared.recipe, result.ranks, in_floats=pinned)
 
 
-def _meets(prepared: Prepared, plan: Plan, folder: Path, known_only: bool = False) -> bool:
+def _meets(
+    prepared: Prepared,
+    plan: Plan,
+    setbacks: Mapping[str, LayerPlan],
+    folder: Path,
+    known_only: bool = False,
+) -> bool:
+    """Whether a target is met although some layers kept a form which was not planned.
+
+    A bound on the loss is, where they keep more than was planned; codes without the correction
+    that was meant for them lose more.
+    """
     recipe = prepared.recipe
+    if recipe.budget is not None and recipe.budget.max_loss_increase is not None:
+        return not any(
+            plan.layer(name).form == "correction" and layer.quantization.get("weight") is not None
+            for name, layer in setbacks.items()
+        )
+    plan = plan.with_layers(setbacks)
     if recipe.search is not None:
         return is_met(recipe.search, plan)
     assert recipe.budget is not None

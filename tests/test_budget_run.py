@@ -7,24 +7,30 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 import yaml
 
+from asvd_q import rounds
 from asvd_q.budget.solving import BudgetResult
 from asvd_q.compression import loop
 from asvd_q.errors import RankError, RecipeError
 from asvd_q.models import SourceModel
 from asvd_q.opening import STORE
 from asvd_q.pipeline import frontier, prepare_known, run, search
-from asvd_q.preparation import prepare, read_tokens
+from asvd_q.plan import LayerPlan, Plan, QuantSpec
+from asvd_q.preparation import Prepared, prepare, read_tokens
 from asvd_q.recipe import Recipe, load_recipe
 from asvd_q.report.run import RunRecord
 from asvd_q.rounds import ROUNDS
+from asvd_q.search.planning import plan_layer
 from asvd_q.store import Store
 from asvd_q_exporters.onnx import OnnxExporter
+from tests.budget.given import dense, layer_ref
+from tests.budget.given import recipe as given
 from tests.cli.runner import command, write_recipe
 from tests.compression.job import hashes, quiet
 from tests.models.families import plain_model
@@ -536,3 +542,17 @@ def test_the_plan_of_a_search_is_a_recipe(make: Make, write: Write, tmp_path: Pa
     recipe = load_recipe(write(None, "pasted", decompose=decompose, quantize=quantize))
     assert prepare(recipe).plan.predicted_bytes == plan.plan.predicted_bytes
     assert prepare(recipe).plan.ranks == plan.plan.ranks
+
+
+def test_a_lost_correction_breaks_a_bound_on_the_loss() -> None:
+    ref = layer_ref((64, 64))
+    codes = QuantSpec(bits=2, group_size=16)
+    planned = plan_layer(ref, {"weight": codes, "B": None, "A": None}, 8, "float32")
+    plan = Plan(float_type="float32", layers=(planned,))
+    prepared = SimpleNamespace(recipe=given(budget={"max_loss_increase": 0.01}))
+
+    def met(setback: LayerPlan) -> bool:
+        return rounds._meets(cast(Prepared, prepared), plan, {ref.name: setback}, Path())
+
+    assert met(dense(ref, None))  # floats lose nothing
+    assert not met(dense(ref, codes))

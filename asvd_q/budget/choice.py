@@ -151,9 +151,7 @@ def make_target(budget: BudgetSection, offering: Offering) -> Target:
 def is_within(
     budget: BudgetSection, count: Count, plan: Plan, times: KernelTimes | None = None
 ) -> bool:
-    """Whether a whole plan stays within a recipe's budget; a bound on the loss always holds.
-
-    A layer that keeps more than was planned loses no more.
+    """Whether a whole plan stays within a recipe's budget, where that is not one of loss.
 
     Args:
         times: that a budget of time is spent by.
@@ -178,16 +176,17 @@ def _candidate(layer: LayerPlan, size: int, loss: float, times: KernelTimes | No
 def _only(
     layer: LayerPlan, tried: Sequence[Tried], count: Count, times: KernelTimes | None
 ) -> Candidate:
-    """The one form that is left to a layer; its loss is that of the closest that was tried."""
-    same = [loss for offer, loss in tried if _alike(offer.layer, layer)]
+    """The one form that is left to a layer; its loss is that of the closest that was tried.
+
+    Factors in floating point lose what those of their rank do in their best codes.
+    """
+    same = [loss for offer, loss in tried if offer.layer.quantization == layer.quantization]
+    if layer.form == "factors" and not same:
+        same = [loss for offer, loss in tried if offer.layer.rank == layer.rank]
     size = count.of_layer(layer)
     return _candidate(
         layer, layer.predicted_bytes if size is None else size, min(same, default=0.0), times
     )
-
-
-def _alike(one: LayerPlan, other: LayerPlan) -> bool:
-    return (one.form, one.rank) == (other.form, other.rank)
 
 
 def _size_in_words(fixed: int) -> Callable[[float], str]:

@@ -147,14 +147,16 @@ class BlockEvidence:
         self._seen.clear()
 
     def layers(self) -> dict[str, LayerEvidence]:
-        """Layer → what was found; layers that no token reached are left out."""
-        statistics = {name: found.result() for name, found in self._collectors.items()}
-        inputs = {name: torch.cat(parts) for name, parts in self._inputs.items() if parts}
+        """Layer → what was found; layers that no token reached are left out. Asked for once."""
+        sites = list(self._collectors)
+        statistics = {name: self._collectors.pop(name).result() for name in sites}
+        parts = {name: self._inputs.pop(name) for name in sites}
+        inputs = {name: torch.cat(found) for name, found in parts.items() if found}
         result: dict[str, LayerEvidence] = {}
         for name, (_, site) in self._layers.items():
             if site not in inputs or not statistics[site].tokens:
                 continue
-            gradients = torch.cat(self._gradients[name])
+            gradients = torch.cat(self._gradients.pop(name))
             sampled = gradients.square().sum(1) * inputs[site].square().sum(1)
             mean = float(sampled.double().mean())
             scale = self._weighted[name] / (mean * self._predicted) if mean > 0 else 0.0

@@ -9,8 +9,9 @@ measured is the divergence from the dense model that the form adds to that.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,14 +30,14 @@ from asvd_q.compression.pairs import site_by_site
 from asvd_q.errors import RankError
 from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.hidden import HiddenStates
-from asvd_q.models.refs import WeightRef
+from asvd_q.models.refs import Site, WeightRef
 from asvd_q.plan import LayerPlan, Slot
 from asvd_q.recipe import Recipe
 from asvd_q.search.allocation import Budget, Unit
 from asvd_q.search.candidates import Candidate
 from asvd_q.search.scoring import Mean, Score
 from asvd_q.search.spectra import fisher_if_wanted
-from asvd_q.statistics.collectors import SiteStatistics
+from asvd_q.statistics.collectors import SiteStatistics, collecting
 from asvd_q.store import Store, StoreHeader
 
 __all__ = ["checked", "contested", "with_measured"]
@@ -88,13 +89,13 @@ def with_measured(offering: Offering, measured: Mapping[str, LayerTried]) -> Off
     return replace(
         offering,
         candidates={
-            name: _corrected(forms, measured[name].tried) if name in measured else forms
+            name: _rescaled(forms, measured[name].tried) if name in measured else forms
             for name, forms in offering.candidates.items()
         },
     )
 
 
-def _corrected(forms: Sequence[Candidate], tried: Sequence[Tried]) -> tuple[Candidate, ...]:
+def _rescaled(forms: Sequence[Candidate], tried: Sequence[Tried]) -> tuple[Candidate, ...]:
     losses = {_key(offer.layer): loss for offer, loss in tried}
     keys = [None if form.layer is None else _key(form.layer) for form in forms]
     predicted = {key: form.loss for key, form in zip(keys, forms, strict=True) if key in losses}
@@ -144,7 +145,8 @@ def checked(
         None where nothing may be run, and something was not measured before.
     """
     forms = contested(offering, choice)
-    text = f"{key} {choice.plan.model_dump_json()}"
+    made = json.dumps(recipe.compression_fields(), sort_keys=True)
+    text = f"{key} {made} {choice.plan.model_dump_json()}"
     cache = TrialCache(folder, hashlib.sha256(text.encode()).hexdigest())
     known = cache.load()
     missing = {name: wanted for name, wanted in forms.items() if name not in known}
@@ -215,7 +217,6 @@ class _Check:
                 HiddenStates.named(self.scratch, f"hybrid-{name}")
                 for name in ("dense", "hidden", "last")
             )
-            model.embed(outside, self.batches[0][:1])  # the shape that sites are found on
             for number, batch in enumerate(self.batches):
                 dense.append(model.embed(outside, batch))
                 hidden.append(dense[number])
@@ -248,18 +249,11 @@ class _Check:
         cache: TrialCache,
     ) -> None:
         before: set[str] = set()
-
-        def compressed() -> nn.Module:
-            return self._with({}, before, index)
-
-        every = {name for name, weight in self.weights.items() if weight.block == index}
-        sites = find_sites(self.model, block, index, hidden[0][:1], every)
-        for site, statistics in site_by_site(
-            self.model, index, sites, block, compressed, dense, hidden
-        ):
+        left = set(names)
+        for site, statistics in self._sites(index, block, before, dense, hidden):
             wanted = [name for name in site.modules if name in names]
             if wanted:
-                base = self._loss(compressed(), index, hidden, score)
+                base = self._loss(self._with({}, before, index), index, hidden, score)
             for name in wanted:
                 tried = []
                 for form in forms[name]:
@@ -269,7 +263,40 @@ class _Check:
                     loss = self._loss(changed, index, hidden, score) - base
                     tried.append((Offer(form.layer, form.bytes), loss))
                 cache.add(name, LayerTried(tried))
+                left.remove(name)
             before |= set(site.modules)
+        for name in left:  # no token reaches it: there is nothing to measure
+            cache.add(name, LayerTried())
+
+    def _sites(
+        self,
+        index: int,
+        block: nn.Module,
+        before: set[str],
+        dense: HiddenStates,
+        hidden: HiddenStates,
+    ) -> Iterator[tuple[Site, SiteStatistics]]:
+        """Sites in order, with the statistics that the loop of the compression collects there."""
+        every = {name for name, weight in self.weights.items() if weight.block == index}
+        sites = find_sites(self.model, block, index, dense[0], every)
+        if self.recipe.refits:
+            yield from site_by_site(
+                self.model,
+                index,
+                sites,
+                block,
+                lambda: self._with({}, before, index),
+                dense,
+                hidden,
+            )
+            return
+        prefix = self.model.skeleton.block_name(index)
+        inputs = hidden if self.calibration.sequential else dense
+        with collecting(block, prefix, sites, self.model.device) as collectors:
+            for position in range(len(inputs)):
+                self.model.run_block(block, index, inputs[position])
+        for site in sites:
+            yield site, collectors.pop(site.name).result()
 
     def _with(
         self,

@@ -156,14 +156,18 @@ def solve_budget(
         recipe, model, windows, count, folder, progress, pinned=pinned, known_only=known_only
     )
     wanted = target or make_target(recipe.budget, offering)
-    try:
-        choice = choose(offering, wanted)
-    except RankError as error:
-        around = f", around {', '.join(pinned)}" if pinned else ""
-        raise RankError(f"budget: {error}{around}") from None
+
+    def solved(offering: Offering) -> Choice:
+        try:
+            return choose(offering, wanted)
+        except RankError as error:
+            around = f", around {', '.join(pinned)}" if pinned else ""
+            raise RankError(f"budget: {error}{around}") from None
+
+    choice = solved(offering)
     if recipe.budget.hybrid:
         offering = _checked(recipe, model, windows, offering, choice, folder, known_only, progress)
-        choice = choose(offering, wanted)
+        choice = solved(offering)
     return BudgetResult(tried, offering, choice)
 
 

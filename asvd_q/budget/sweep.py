@@ -146,7 +146,6 @@ def sweep(
     positions = sample_positions(len(windows), windows.shape[1], recipe.budget.sample, recipe.seed)
     batches = torch.split(windows, recipe.calibration.batch_size)
     with model.outside() as outside:
-        model.embed(outside, windows[:1])  # the shape that sites are found on
         inputs = keep_inputs(
             model,
             outside,
@@ -164,12 +163,13 @@ def sweep(
         wanted = {weight.name: weight for weight in pending if weight.block == index}
         block = model.load_block(index)
         entering = inputs.pop()
-        sites = find_sites(model, block, index, entering[0][:1], set(wanted)) if wanted else []
+        sites = find_sites(model, block, index, entering[0], set(wanted)) if wanted else []
         prefix = model.skeleton.block_name(index)
         with BlockEvidence(block, prefix, sites, positions, windows.shape, model.device) as probe:
             backward_through_block(model, block, index, entering, gradients, probe)
         del block, entering
         evidence = probe.layers()
+        del probe  # it knows the block's modules
         for name, weight in wanted.items():
             found = LayerTried()
             if name in evidence:

@@ -67,6 +67,7 @@ class LayerTrials:
         self._rights: dict[tuple[int, QuantSpec | None], tuple[StoredWeight, Tensor]] = {}
         self._factors_of_rank: tuple[int, Factors] | None = None
         self._residuals: dict[QuantSpec, Tensor] = {}
+        self._bases: dict[QuantSpec, StoredWeight] = {}
 
     def loss(self, layer: LayerPlan) -> float:
         """Predicted loss increase of a form, truncation and codes together, nats per token.
@@ -122,6 +123,8 @@ class LayerTrials:
         if correct is not None and correct.selects(self._name) and spec not in self._residuals:
             left = self._target.residual_spectrum(stored.dequantize()).left
             self._residuals[spec] = _monotone(self._evidence.losses_by_rank(left, -errors))
+            if correct.method == "after":  # the other methods choose codes of their own
+                self._bases[spec] = stored
         return self._evidence.loss(errors)
 
     def _factors(self, layer: LayerPlan) -> float:
@@ -151,8 +154,9 @@ class LayerTrials:
         return self._factors_of_rank[1]
 
     def _correction(self, layer: LayerPlan) -> float:
-        section = self._recipe.correct
+        section, spec = self._recipe.correct, layer.quantization["weight"]
         assert section is not None
+        assert spec is not None
         stored = corrected(
             self._target,
             layer,
@@ -160,6 +164,7 @@ class LayerTrials:
             self._recipe.seed,
             float_type=self._float_type,
             aware=self._aware,
+            base=self._bases.get(spec),
         )
         inputs = self._evidence.inputs
         outputs = self._applied(stored["weight"], inputs)

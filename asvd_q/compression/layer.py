@@ -129,11 +129,18 @@ def compress_layer(
 def keep_layer(
     weight: Tensor, plan: LayerPlan, float_type: FloatType, reason: str | None
 ) -> StoredLayer:
-    """A layer left as it was: its record, and its weight in the store's float type."""
+    """A layer left as it was: its record, and its weight in the store's float type.
+
+    Raises:
+        NumericsError: that type cannot hold the weight.
+    """
     kept = plan.model_copy(
         update={"form": "dense", "rank": None, "quantization": {"weight": None}, "reason": reason}
     )
-    stored: dict[Slot, StoredWeight] = {"weight": FloatWeight(weight.to(TORCH_TYPES[float_type]))}
+    rounded = weight.to(TORCH_TYPES[float_type])
+    if not torch.isfinite(rounded).all():
+        raise NumericsError(f"{plan.name}: {too_wide(float_type)}")
+    stored: dict[Slot, StoredWeight] = {"weight": FloatWeight(rounded)}
     return StoredLayer(_record(weight, kept, float_type, stored, {}, True, []), stored)
 
 
@@ -281,7 +288,7 @@ def _require_finite(
         raise NumericsError(f"{plan.name}: the weight holds NaN or infinity")
     if statistics is not None and not torch.isfinite(statistics.gram).all():
         raise NumericsError(f"{plan.name}: the Gram matrix of its input holds NaN or infinity")
-    if plan.rank is None and not torch.isfinite(weight.to(TORCH_TYPES[float_type])).all():
+    if plan.form != "factors" and not torch.isfinite(weight.to(TORCH_TYPES[float_type])).all():
         raise NumericsError(f"{plan.name}: {too_wide(float_type)}")
 
 

@@ -25,7 +25,8 @@ class BudgetSection(Section):
     """
 
     size: Size | None = None
-    """Target: bytes of the whole model in the format's count, such as "3.2 GiB"."""
+    """Target: bytes of all the model's weights in the format's count, such as "3.2 GiB"; an ONNX
+    file's graph, and files beside the weights, come on top."""
 
     bits_per_weight: Annotated[Number, Field(gt=0, le=32)] | None = None
     """Target: bits that the linear layers of the blocks take in the format's count, per weight

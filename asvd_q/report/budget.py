@@ -38,7 +38,9 @@ def write_budget(result: BudgetResult, folder: Path) -> None:
     """
     make_folder(folder)
     write_text(folder / "plan.yaml", yaml.safe_dump(_sections(result.choice), sort_keys=False))
-    choices, uniform = front(result.offering), uniform_models(result.tried, result.offering)
+    choices, uniform = [], uniform_models(result.tried, result.offering)
+    if result.offering.times is None:  # else the candidates are those of a budget of time
+        choices = front(result.offering)
     content = {
         "format": result.offering.count.name,
         **_point(result.choice),

@@ -196,6 +196,14 @@ def test_a_pinned_layer_keeps_its_form() -> None:
     assert choice.loss == pytest.approx(best + only.loss)
 
 
+def test_a_layer_pinned_to_codes_loses_what_they_do() -> None:
+    name, codes = REFS[0].name, dense(REFS[0], QuantSpec(bits=2, group_size=16))
+    tried = dict(tries(0))
+    tried[name] = LayerTried([*tried[name].tried, (Offer(codes, codes.predicted_bytes), 0.7)])
+    (only,) = offering(tried, {name: codes}).candidates[name]
+    assert only.loss == 0.7
+
+
 def test_a_layer_pinned_to_floats_loses_nothing() -> None:
     name = REFS[0].name
     (only,) = offering(tries(0), {name: dense(REFS[0], None)}).candidates[name]

@@ -212,3 +212,59 @@ def test_a_budget_is_met_with_measured_forms(
     assert result.offering.candidates != plain.offering.candidates
     again = solve_budget(wanted, model, WINDOWS, COUNT, tmp_path, quiet, known_only=True)
     assert again.choice == result.choice
+
+
+def test_another_compression_is_measured_anew(
+    model: BlockwiseModel, given: Recipe, offering: Offering, tmp_path: Path
+) -> None:
+    choice = at(offering, 6)
+    checked(given, model, WINDOWS, offering, choice, tmp_path, "key")
+    assert given.quantize is not None
+    assert given.calibration is not None
+    for changes in (
+        {"quantize": given.quantize.model_copy(update={"refit": False})},
+        {"calibration": given.calibration.model_copy(update={"batch_size": 1})},
+    ):
+        other = given.model_copy(update=changes)
+        found = checked(other, model, WINDOWS, offering, choice, tmp_path, "key", known_only=True)
+        assert found is None
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_without_refit_statistics_are_those_of_the_loop(
+    model: BlockwiseModel, offering: Offering, sequential: bool, tmp_path: Path
+) -> None:
+    settings = {
+        **SETTINGS,
+        "calibration": {**SETTINGS["calibration"], "sequential": sequential},
+        "decompose": {"rank_multiple": 8},
+        "quantize": {"method": "gptq"},
+    }
+    given, choice = recipe(**settings), at(offering, 6)
+    made: dict[str, Any] = {}
+    original = hybrid.compress_layer
+
+    def keep(weight: Any, layer: Any, *args: Any, **options: Any) -> Any:
+        found = original(weight, layer, *args, **options)
+        if layer.quantization == choice.plan.layer(layer.name).quantization:
+            made[layer.name] = found.replacement()
+        return found
+
+    stores: list[Store] = []
+    compressed = hybrid.compress
+
+    def watched(model: Any, store: Store, **options: Any) -> None:
+        compressed(model, store, **options)
+        stores.append(store)
+        kept.update({record.name: store.replaced(record.name) for record in store.records()})
+
+    kept: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hybrid, "compress_layer", keep)
+        patch.setattr(hybrid, "compress", watched)
+        checked(given, model, WINDOWS, offering, choice, tmp_path, "key")
+    assert made
+    for name, matrices in made.items():
+        assert (matrices is None) == (kept[name] is None)
+        for slot, matrix in (matrices or {}).items():
+            assert torch.equal(matrix, kept[name][slot]), name

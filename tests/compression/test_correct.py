@@ -378,3 +378,11 @@ def test_a_whole_model_is_corrected_and_run(tmp_path: Path, sequential: bool) ->
     loaded = BlockwiseModel(SourceModel.open(str(model))).load_block(0, replaced=store.replaced)
     kinds = {type(module).__name__ for module in loaded.modules()}
     assert {"CorrectedLinear", "LowRankLinear"} <= kinds
+
+
+def test_a_weight_too_large_for_the_store_is_refused() -> None:
+    case = decaying()
+    with pytest.raises(NumericsError, match=r"the\.layer: a value does not fit into float16"):
+        layer.compress_layer(
+            case.weight * 1e6, plan_of(), "float16", statistics=site_statistics(case)
+        )

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OnnxExporter", "OnnxOptions"]
 
+_LARGEST = 2**28
+"""Weights of a matrix that is timed whole: one gibibyte in float32."""
+
 
 class OnnxOptions(BaseModel):
     """Options of the ONNX format.
@@ -127,15 +130,24 @@ class OnnxExporter:
     ) -> list[float]:
         """See `asvd_q.artefact.TimedExporter`.
 
-        In a graph of such matrices, so that weights come from where they do in a model's graph.
+        In a graph of such matrices, so that weights come from where they do in a model's graph. Of
+        matrices that no protobuf file could hold, such as a large vocabulary's, some rows are
+        measured.
         """
         from asvd_q_exporters.onnx.timing import node_seconds
 
-        nodes = [self._node(shape, spec) for shape, spec in matrices]
+        rows = [min(shape[0], max(_LARGEST // shape[1], 1)) for shape, _ in matrices]
+        nodes = [
+            self._node((count, shape[1]), spec)
+            for count, (shape, spec) in zip(rows, matrices, strict=True)
+        ]
         distinct = list(dict.fromkeys(nodes))
         seconds = node_seconds(distinct, self.options.dtype, self.options.opset)
         found = dict(zip(distinct, seconds, strict=True))
-        return [found[node] for node in nodes]
+        return [
+            found[node] * shape[0] / count
+            for node, count, (shape, _) in zip(nodes, rows, matrices, strict=True)
+        ]
 
     def _node(self, shape: tuple[int, int], spec: QuantSpec | None) -> MatrixNode:
         options = self.options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import onnx
@@ -143,3 +144,19 @@ def test_naming_a_kernel_loads_no_runtime() -> None:
         "assert not {'torch', 'onnx', 'onnxruntime'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_matrix_that_no_file_holds_is_timed_by_some_of_its_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("asvd_q_exporters.onnx.exporter._LARGEST", 64 * 256)
+    seen: list[tuple[int, int]] = []
+
+    def measured(nodes: Any, dtype: Any, opset: Any) -> list[float]:
+        seen.extend((node.rows, node.columns) for node in nodes)
+        return [1.0] * len(nodes)
+
+    monkeypatch.setattr("asvd_q_exporters.onnx.timing.node_seconds", measured)
+    found = OnnxExporter().decode_seconds([((640, 256), None), ((32, 256), None)])
+    assert seen == [(64, 256), (32, 256)]
+    assert found == [10.0, 1.0]
