@@ -47,6 +47,18 @@ CASES = (
     Case("ASVD + RTN 8", "wren-asvd-rtn8.yaml"),
     Case("GPTQ 4", "wren-gptq4.yaml", factors=False),
     Case("ASVD + GPTQ 4", "wren-asvd-gptq4.yaml"),
+    # Fewer forms on offer than the recipe has: they are tried in a minute.
+    Case(
+        "budget 4 bits",
+        "wren-budget-onnx.yaml",
+        (
+            "budget.ranks=4",
+            "budget.group_sizes=[64, 128]",
+            "budget.sample=2048",
+            "correct=null",
+        ),
+        factors=False,
+    ),
 )
 
 
