@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from asvd_q.budget.choice import is_within
+from asvd_q.budget.choice import Choice, is_within
 from asvd_q.budget.explicit import with_plan
 from asvd_q.budget.measured import next_limit
 from asvd_q.budget.solving import BudgetResult, format_count, solve_budget
@@ -88,6 +88,19 @@ class Solution:
     settled: bool = True
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """A model under a budget, and the loss increase that was measured of it, nats per token."""
+
+    solution: Solution
+    loss: float
+
+    @property
+    def choice(self) -> Choice:
+        assert isinstance(self.solution.result, BudgetResult)
+        return self.solution.result.choice
+
+
 def solve(
     prepared: Prepared,
     windows: Tensor,
@@ -118,15 +131,14 @@ def solve(
     dense = known.dense.get(_dense_key(prepared, windows))
     pinned: dict[str, LayerPlan] = {}
     earlier: list[str] = []
-    seen: list[tuple[float, float, Solution]] = []
+    bound = _measured_bound(prepared.recipe, dense)
+    seen: list[_Measured] = []
     while True:
         limit = None
-        bound = _measured_bound(prepared.recipe, dense)
         if bound is not None:
-            limit = next_limit(bound, [(predicted, loss) for predicted, loss, _ in seen])
+            limit = next_limit(bound, [(one.choice.loss, one.loss) for one in seen])
             if limit is None:
-                best = [found for found in seen if found[1] <= bound]
-                return _replacing(min(best, key=_bytes)[2], earlier)
+                return _smallest(seen, bound, earlier)
         result = _result(prepared, windows, folder, progress, limit, pinned, known_only)
         solved = replace(prepared, recipe=_explicit(prepared, result, pinned), pinned=dict(pinned))
         key = store_key(solved, windows)
@@ -140,12 +152,10 @@ def solve(
         elif key not in known.losses or dense is None:
             return replace(solution, settled=False)
         else:
-            assert isinstance(result, BudgetResult)
-            loss = known.losses[key] - dense
-            if any(one.prepared.plan == solved.plan for _, _, one in seen):
+            if any(one.solution.prepared.plan == solved.plan for one in seen):
                 # The steps between neighbouring models are larger than what is left to gain.
-                return _end_of_steps(seen, bound, earlier)
-            seen.append((result.choice.loss, loss, solution))
+                return _smallest(seen, bound, earlier)
+            seen.append(_Measured(solution, known.losses[key] - dense))
         earlier.append(key)
 
 
@@ -288,26 +298,16 @@ def _measured_bound(recipe: Recipe, dense: float | None) -> float | None:
     return bound
 
 
-def _end_of_steps(
-    seen: list[tuple[float, float, Solution]], bound: float, earlier: list[str]
-) -> Solution:
-    met = [found for found in seen if found[1] <= bound]
+def _smallest(seen: Sequence[_Measured], bound: float, earlier: Sequence[str]) -> Solution:
+    """Of the models within the bound the one of fewest bytes."""
+    met = [one for one in seen if one.loss <= bound]
     if not met:
         raise RankError(
             "budget.perplexity cannot be reached with the forms on offer: allow wider codes in "
             "budget.bits, or a higher perplexity"
         )
-    return _replacing(min(met, key=_bytes)[2], earlier)
-
-
-def _replacing(solution: Solution, earlier: list[str]) -> Solution:
-    return replace(solution, earlier=tuple(earlier))
-
-
-def _bytes(found: tuple[float, float, Solution]) -> int:
-    result = found[2].result
-    assert isinstance(result, BudgetResult)
-    return result.choice.total_bytes
+    best = min(met, key=lambda one: one.choice.total_bytes)
+    return replace(best.solution, earlier=tuple(earlier))
 
 
 def _measure(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +56,22 @@ def tiny_llama(
             torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(folder)
     return folder
+
+
+def tiny_recipe(folder: Path, blocks: int) -> dict[str, Any]:
+    """Sections of a recipe for a tiny model with wren's tokenizer, and a text to calibrate it on.
+
+    Its layers have sides of 16 to 48.
+    """
+    model = tiny_llama(folder / "model", layers=blocks, hidden=32, intermediate=48, vocabulary=8192)
+    for file in WREN.glob("tokenizer*"):
+        shutil.copy(file, model)
+    text = folder / "text.txt"
+    text.write_text((WREN / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    return {
+        "model": {"path": str(model)},
+        "calibration": {"corpus": str(text), "samples": 3, "window": 16, "batch_size": 2},
+    }
 
 
 def linear_layers(source: SourceModel) -> list[tuple[str, tuple[int, int]]]:

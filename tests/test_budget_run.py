@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +33,7 @@ from tests.budget.given import recipe as given
 from tests.cli.runner import command, write_recipe
 from tests.compression.job import hashes, quiet
 from tests.models.families import plain_model
-from tests.support import WREN, tiny_llama
+from tests.support import tiny_recipe
 
 BLOCKS = 2
 NAME = "model.layers.1.mlp.down_proj"
@@ -49,18 +48,8 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A tiny model with wren's tokenizer, and a text to calibrate it on."""
-    folder = tmp_path_factory.mktemp("inputs")
-    model = tiny_llama(folder / "model", layers=BLOCKS, hidden=32, intermediate=48, vocabulary=8192)
-    for file in WREN.glob("tokenizer*"):
-        shutil.copy(file, model)
-    text = folder / "text.txt"
-    text.write_text((WREN / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
-    return {
-        "model": {"path": str(model)},
-        "calibration": {"corpus": str(text), "samples": 3, "window": 16, "batch_size": 2},
-        "decompose": {"rank_multiple": 4},
-        "quantize": {"method": "rtn"},
-    }
+    sections = {"decompose": {"rank_multiple": 4}, "quantize": {"method": "rtn"}}
+    return tiny_recipe(tmp_path_factory.mktemp("inputs"), BLOCKS) | sections
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from asvd_q.rounds import ROUNDS
 from asvd_q.store import Store
 from tests.cli.runner import command, write_recipe
 from tests.compression.job import hashes, quiet
-from tests.support import WREN, tiny_llama
+from tests.support import tiny_recipe
 
 REPOSITORY = Path(__file__).parents[1]
 BLOCKS = 3
@@ -46,16 +45,7 @@ SIZE = OTHER_BYTES + 20_000
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A tiny model with wren's tokenizer, and a text to calibrate it on."""
-    folder = tmp_path_factory.mktemp("inputs")
-    model = tiny_llama(folder / "model", layers=BLOCKS, hidden=32, intermediate=48, vocabulary=8192)
-    for file in WREN.glob("tokenizer*"):
-        shutil.copy(file, model)
-    text = folder / "text.txt"
-    text.write_text((WREN / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
-    return {
-        "model": {"path": str(model)},
-        "calibration": {"corpus": str(text), "samples": 3, "window": 16, "batch_size": 2},
-    }
+    return tiny_recipe(tmp_path_factory.mktemp("inputs"), BLOCKS)
 
 
 @pytest.fixture(autouse=True)
