@@ -47,6 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_bytes(finished: Path, tmp_path: Path) -> None:
     run(load_recipe(write_recipe(tmp_path, **_SECTIONS)), _silent)
     assert _hashes(tmp_path / "run") == _hashes(finished)

@@ -145,6 +145,7 @@ def test_generate_agrees_with_transformers(run_folder: Path, capsys: Capture) ->
     assert dense.strip() == tokenizer.decode(expected[0], skip_special_tokens=True).strip()
 
 
+@pytest.mark.slow
 def test_export_another_format(run_folder: Path, capsys: Capture) -> None:
     before = (run_folder / "store/store.json").stat().st_mtime_ns
     arguments = ("--to", "onnx", "--name", "onnx-16", "--option", "dtype=float16")

@@ -342,6 +342,7 @@ def test_loaders_without_this_package(tmp_path: Path) -> None:
     assert found["asymmetric"][1] == {"TorchLinear"}
 
 
+@pytest.mark.slow
 def test_opening_is_silent(tmp_path: Path) -> None:
     folder = export(GptqExporter(), make(tmp_path, some(INT4)), tmp_path / "out")
     code = (

@@ -138,6 +138,7 @@ def test_the_file_holds_the_stores_bytes_and_its_scales_in_float32(nf4_export: E
     assert double == 6
 
 
+@pytest.mark.slow
 def test_float16_leaves_scales_and_products_of_nf4_in_float32(nf4_export: Export, tmp_path) -> None:
     store = nf4_export.store
     made = export(store, tmp_path / "onnx", OnnxOptions(dtype="float16", accuracy_level=0))

@@ -95,6 +95,7 @@ def test_names_are_those_of_optimum(mixed: Export) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_two_exports_have_the_same_bytes(mixed: Export, tmp_path) -> None:
     again = export(mixed.store, tmp_path / "onnx", mixed.exporter.options)
     names = sorted(path.name for path in mixed.folder.iterdir())

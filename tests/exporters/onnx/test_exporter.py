@@ -156,6 +156,7 @@ def test_the_traced_model_holds_no_weights(mixed_store: Store) -> None:
     assert not any(type(module) is nn.Linear for module in skeleton.model.modules())
 
 
+@pytest.mark.slow
 def test_weights_are_read_one_at_a_time_as_the_file_is_written(
     mixed_store: Store, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
