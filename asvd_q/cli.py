@@ -124,12 +124,15 @@ def run(
 
 @app.command()
 def validate(recipe: RecipeArgument, overrides: SetOption = None) -> None:
-    """Check a recipe against the schema, and its export options against their exporters."""
+    """Check a recipe against the schema, and its formats and their options against exporters."""
     loaded = _load(recipe, overrides)
+    from asvd_q.budget.counting import STORE
     from asvd_q.exporting import make_exporter
 
     for index, section in enumerate(loaded.export):
         make_exporter(section.format, section.options, where=f"export.{index}", file=str(recipe))
+    if loaded.budget is not None and loaded.budget.format != STORE:
+        make_exporter(loaded.budget.format, {}, where="budget.format", file=str(recipe))
     _say(f"{recipe}: valid")
 
 

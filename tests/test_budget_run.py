@@ -446,7 +446,7 @@ def test_sections_that_do_not_go_together(
 
 
 def test_an_unknown_format(write: Write, capsys: Capture, tmp_path: Path) -> None:
-    for name in ("run", "search", "frontier"):
+    for name in ("validate", "run", "search", "frontier"):
         message = command(capsys, name, write({"bits_per_weight": 4, "format": "onyx"})).message
         assert "onyx" in message
         assert "onnx" in message
