@@ -37,16 +37,19 @@ _RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 _PROMPT = "Once upon a time there was"
 
 _DECODE = """
-import resource, sys, torch
+import sys, torch
 from pathlib import Path
 from asvd_q.opening import open_anything
-opened = open_anything(Path(sys.argv[1]))
-tokens = torch.tensor([opened.tokenizer(sys.argv[2])["input_ids"]])
-cache = None
-for _ in range(64):
-    logits, cache = opened.runner.forward(tokens, cache)
-    tokens = logits[:, -1:].argmax(-1)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+from asvd_q.report.resources import StageMeter
+meter = StageMeter()
+with meter.stage("decode"):
+    opened = open_anything(Path(sys.argv[1]))
+    tokens = torch.tensor([opened.tokenizer(sys.argv[2])["input_ids"]])
+    cache = None
+    for _ in range(64):
+        logits, cache = opened.runner.forward(tokens, cache)
+        tokens = logits[:, -1:].argmax(-1)
+print(meter.records[0].peak_memory_bytes)
 """
 
 
