@@ -7,7 +7,6 @@ trials.py     real candidates of one layer: quantized, and their loss predicted
 timing.py     what they take of a decoded token's time on this machine
 contest.py    which candidates are worth a trial, and which trials are worth offering
 sweep.py      all layers, block by block; what is known is kept
-timing.py     how long a layer's matrices take on this machine
 choice.py     the forms of all layers that meet a target
 hybrid.py     the forms that a choice hangs on, measured
 explicit.py   a choice as an explicit recipe
