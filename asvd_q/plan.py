@@ -159,10 +159,14 @@ class Plan(_Frozen):
         }
 
     @property
+    def weights(self) -> int:
+        """Weights of the planned layers, as they are in the dense model."""
+        return sum(layer.shape[0] * layer.shape[1] for layer in self.layers)
+
+    @property
     def kept_ratio(self) -> float:
         """Parameters of the planned layers after / before."""
-        before = sum(layer.shape[0] * layer.shape[1] for layer in self.layers)
-        return sum(layer.parameters for layer in self.layers) / max(before, 1)
+        return sum(layer.parameters for layer in self.layers) / max(self.weights, 1)
 
     @property
     def predicted_bytes(self) -> int:

@@ -268,12 +268,11 @@ def _compute(
 def _dense(setting: Setting, bench: Bench) -> BudgetPoint:
     plan = bench.plan({"decompose": {"kept_ratio": 1.0}})
     layers = sum(layer.predicted_bytes for layer in plan)
-    weights = sum(layer.shape[0] * layer.shape[1] for layer in plan)
     return BudgetPoint(
         **setting.model_dump(),
         bytes=plan.predicted_bytes,
         layer_bytes=layers,
-        linear_bits_per_weight=8 * layers / weights,
+        linear_bits_per_weight=8 * layers / plan.weights,
         predicted_loss=0.0,
         forms={"dense": len(plan.layers)},
         forms_by_kind={},

@@ -75,7 +75,7 @@ class Offering:
     @property
     def weights(self) -> int:
         """Weights of all layers, as they are in the dense model."""
-        return sum(layer.shape[0] * layer.shape[1] for layer in self.base)
+        return self.base.weights
 
 
 @dataclass(frozen=True)
@@ -84,24 +84,28 @@ class Choice:
 
     Attributes:
         plan: the whole model.
-        layer_bytes, total_bytes: in the format's count.
-        loss: sum of the predicted increases, nats per token.
+        allocation: which candidates it is made of.
+        total_bytes: of the whole model, in the format's count.
     """
 
     plan: Plan
     allocation: Allocation
-    layer_bytes: int
     total_bytes: int
-    weights: int
+
+    @property
+    def layer_bytes(self) -> int:
+        """Of all layers, in the format's count."""
+        return self.allocation.bytes
 
     @property
     def loss(self) -> float:
+        """Sum of the predicted increases, nats per token."""
         return self.allocation.loss
 
     @property
     def bits_per_weight(self) -> float:
         """Of the layers in the format's count, over the weights that they had before."""
-        return 8 * self.layer_bytes / self.weights
+        return 8 * self.layer_bytes / self.plan.weights
 
 
 def choose(offering: Offering, target: Target) -> Choice:
@@ -119,9 +123,7 @@ def choose(offering: Offering, target: Target) -> Choice:
     return Choice(
         plan=offering.base.with_layers(layers),
         allocation=allocation,
-        layer_bytes=allocation.bytes,
         total_bytes=allocation.bytes + offering.fixed_bytes,
-        weights=offering.weights,
     )
 
 
@@ -160,8 +162,7 @@ def is_within(
     if total is None:
         return False
     if budget.bits_per_weight is not None:
-        weights = sum(layer.shape[0] * layer.shape[1] for layer in plan)
-        return 8 * (total - count.of_rest(plan)) <= budget.bits_per_weight * weights
+        return 8 * (total - count.of_rest(plan)) <= budget.bits_per_weight * plan.weights
     if budget.decode_speed is not None:
         assert times is not None
         return times.total(plan) * budget.decode_speed <= _SECOND

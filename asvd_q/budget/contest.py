@@ -18,10 +18,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 
 from asvd_q.budget.offers import Offer
-from asvd_q.errors import NumericsError
+from asvd_q.compression.matrices import FAILURES
 from asvd_q.plan import Form, LayerPlan
 from asvd_q.search.knapsack import lower_hull
 
@@ -36,8 +35,6 @@ Cost = Callable[[Offer], int]
 _SLACK = 0.95
 
 _FORMS: tuple[Form, ...] = ("dense", "factors", "correction")
-
-_FAILURES = (NumericsError, ValueError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 
 logger = logging.getLogger("asvd_q")
 
@@ -74,7 +71,7 @@ def contest(
         if layer.rank is not None:
             try:
                 least = bound(layer)
-            except _FAILURES as error:  # nothing of this form can be made
+            except FAILURES as error:  # nothing of this form can be made
                 failed.add(layer.form)
                 _log(layer, error)
                 continue
@@ -93,7 +90,7 @@ def try_all(offers: Sequence[Offer], loss: Callable[[LayerPlan], float]) -> list
         layer = offer.layer
         try:
             found = loss(layer)
-        except _FAILURES as error:
+        except FAILURES as error:
             _log(layer, error)
             continue
         if math.isfinite(found):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from asvd_q.plan import LayerPlan, Plan, QuantSpec, Slot
 from asvd_q.recipe import QuantizeOverride, QuantizeSection, Recipe
 
-__all__ = ["with_plan"]
+__all__ = ["matrix_override", "with_plan"]
 
 
 def with_plan(recipe: Recipe, plan: Plan) -> Recipe:
@@ -42,9 +42,13 @@ def _override(
     quantize: QuantizeSection, layer: LayerPlan, slot: Slot, spec: QuantSpec | None
 ) -> QuantizeOverride | None:
     """What a matrix's settings have to be narrowed by; None where nothing is to be said."""
-    base = quantize.spec_for(layer.name, slot)
-    if spec == base:
+    if spec == quantize.spec_for(layer.name, slot):
         return None
+    return matrix_override(layer, slot, spec)
+
+
+def matrix_override(layer: LayerPlan, slot: Slot, spec: QuantSpec | None) -> QuantizeOverride:
+    """The entry of `quantize.overrides` that says what was chosen for one matrix."""
     if spec is None:
         return QuantizeOverride(match=layer.name, slot=slot, skip=True)
     return QuantizeOverride(match=layer.name, slot=slot, bits=spec.bits, group_size=spec.group_size)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,14 +35,13 @@ from asvd_q.plan import LayerPlan, Slot
 from asvd_q.recipe import Recipe
 from asvd_q.search.allocation import Budget, Unit
 from asvd_q.search.candidates import Candidate
+from asvd_q.search.context import Progress
 from asvd_q.search.scoring import Mean, Score
 from asvd_q.search.spectra import fisher_if_wanted
 from asvd_q.statistics.collectors import SiteStatistics, collecting
 from asvd_q.store import Store, StoreHeader
 
 __all__ = ["checked", "contested", "with_measured"]
-
-Progress = Callable[[str, int, int], None]
 
 _SHARES = (0.8, 0.9, 1.1, 1.25)
 """Of what the choice takes: budgets whose choices show what a layer might be given instead."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +22,10 @@ from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.plan import FloatType, LayerPlan
 from asvd_q.recipe import ExportSection, Recipe
 from asvd_q.search.allocation import Target
-from asvd_q.search.context import hidden_states, measured_key
+from asvd_q.search.context import Progress, hidden_states, measured_key
 from asvd_q.search.planning import make_plan
 
 __all__ = ["BudgetResult", "budget_offering", "format_count", "solve_budget"]
-
-Progress = Callable[[str, int, int], None]
 
 _NOT_RUN = (
     "this recipe's budget needs a search that has not been run: run `asvd-q search` on it first"
@@ -183,21 +182,20 @@ def _checked(
 ) -> Offering:
     assert recipe.calibration is not None
     key = _key(recipe, model, windows, offering.count, offering.times)
-    if known_only:
-        found = checked(recipe, model, windows, offering, choice, folder, key, known_only=True)
-    else:
-        with hidden_states(recipe.calibration, folder) as scratch:
-            found = checked(
-                recipe,
-                model,
-                windows,
-                offering,
-                choice,
-                folder,
-                key,
-                scratch=scratch,
-                progress=progress,
-            )
+    place = nullcontext() if known_only else hidden_states(recipe.calibration, folder)
+    with place as scratch:
+        found = checked(
+            recipe,
+            model,
+            windows,
+            offering,
+            choice,
+            folder,
+            key,
+            known_only=known_only,
+            scratch=scratch,
+            progress=progress,
+        )
     if found is None:
         raise RecipeError(_NOT_RUN)
     return found

@@ -9,7 +9,7 @@ depends on; a sweep that was interrupted goes on with the layers that are missin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,13 +28,12 @@ from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.refs import WeightRef
 from asvd_q.plan import LayerPlan
 from asvd_q.recipe import Recipe
+from asvd_q.search.context import Progress
 from asvd_q.search.spectra import fisher_if_wanted
 from asvd_q.statistics.backward import backward_through_block, backward_through_head, keep_inputs
 from asvd_q.statistics.labels import NextTokenLoss
 
 __all__ = ["LayerTried", "TrialCache", "sweep"]
-
-Progress = Callable[[str, int, int], None]
 
 
 class _Trial(BaseModel):

@@ -10,6 +10,7 @@ from torch import Tensor
 from asvd_q.compression.correct import corrected
 from asvd_q.compression.decompose import Decomposition, decompose
 from asvd_q.compression.matrices import (
+    FAILURES,
     stored_factors,
     stored_matrix,
     stored_product,
@@ -36,9 +37,6 @@ from asvd_q.statistics.collectors import SiteStatistics
 from asvd_q.store import StoredLayer
 
 __all__ = ["compress_layer", "keep_layer"]
-
-_FAILURES = (NumericsError, ValueError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
-"""What a quantizer raises when it cannot do a matrix."""
 
 
 def compress_layer(
@@ -90,7 +88,7 @@ def compress_layer(
         try:
             made = _corrected(weight, plan, float_type, statistics, quantization, correction, seed)
             return _measured(weight, made, plan, float_type, statistics, bound)
-        except _FAILURES as error:
+        except FAILURES as error:
             lost = f"its correction failed: {first_line(error)}"
             plan = _codes_alone(plan, lost)
     found: Decomposition | None = None
@@ -112,7 +110,7 @@ def compress_layer(
                 else _factorised(found, plan, float_type, statistics, quantization)
             )
             return _measured(weight, made, plan, float_type, statistics, bound)
-        except _FAILURES as error:
+        except FAILURES as error:
             failure = f"its quantization failed: {first_line(error)}"
             reason = failure if lost is None else f"{lost}; {failure}"
     if found is None:

@@ -13,7 +13,18 @@ from asvd_q.plan import FloatType, LayerPlan, Slot
 from asvd_q.quantization import TORCH_TYPES, FloatWeight, StoredWeight, quantize
 from asvd_q.recipe import FactorAware
 
-__all__ = ["stored_factors", "stored_left", "stored_matrix", "stored_product", "too_wide"]
+__all__ = [
+    "FAILURES",
+    "stored_factors",
+    "stored_left",
+    "stored_matrix",
+    "stored_product",
+    "too_wide",
+]
+
+
+FAILURES = (NumericsError, ValueError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+"""What is raised where a matrix cannot be decomposed or quantized."""
 
 
 def stored_matrix(

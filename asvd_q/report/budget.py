@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from asvd_q.budget.choice import Choice
+from asvd_q.budget.explicit import matrix_override
 from asvd_q.budget.front import Uniform, front, uniform_models
 from asvd_q.budget.solving import BudgetResult
 from asvd_q.files import make_folder, write_text
@@ -170,14 +171,7 @@ def _form(layer: LayerPlan) -> dict[str, Any]:
 
 def _sections(choice: Choice) -> dict[str, Any]:
     overrides = [
-        {"match": layer.name, "slot": slot, "skip": True}
-        if spec is None
-        else {
-            "match": layer.name,
-            "slot": slot,
-            "bits": spec.bits,
-            "group_size": spec.group_size,
-        }
+        matrix_override(layer, slot, spec).model_dump(mode="json", exclude_none=True)
         for layer in choice.plan
         for slot, spec in layer.quantization.items()
     ]

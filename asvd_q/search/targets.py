@@ -42,6 +42,5 @@ def is_met(search: SearchSection, plan: Plan) -> bool:
     A bound on the loss is: a layer that keeps more than was planned loses no more.
     """
     if search.kept_ratio is not None:
-        total = sum(layer.shape[0] * layer.shape[1] for layer in plan)
-        return sum(layer.parameters for layer in plan) <= search.kept_ratio * total
+        return sum(layer.parameters for layer in plan) <= search.kept_ratio * plan.weights
     return search.size_bytes is None or plan.predicted_bytes <= search.size_bytes
