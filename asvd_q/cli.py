@@ -9,6 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from asvd_q.cli_options import (
+    BitsOption,
+    JsonOption,
+    ModelOption,
+    PathArgument,
+    RecipeArgument,
+    SetOption,
+    SizeOption,
+    numbers,
+    with_budget,
+)
 from asvd_q.errors import AsvdQError
 
 if TYPE_CHECKING:
@@ -32,28 +43,6 @@ _NO_MEMORY = (
     "there is not enough memory: keep hidden states on disk (calibration.hidden_states: disk) "
     "or lower calibration.batch_size"
 )
-
-RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: decompose.alpha=0.4."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-SizeOption = Annotated[
-    str | None,
-    typer.Option("--size", metavar="SIZE", help='Budget: bytes of the whole model, "3.2 GiB".'),
-]
-BitsOption = Annotated[
-    float | None,
-    typer.Option("--bits-per-weight", help="Budget: bits per weight of the linear layers."),
-]
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", help="Folder of the source model, if it has moved since the run."),
-]
-PathArgument = Annotated[
-    Path, typer.Argument(help="Run folder, store or exported artefact.", show_default=False)
-]
 
 
 def main() -> NoReturn:
@@ -93,7 +82,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Carry out a recipe; run again, it goes on where it stopped."""
-    loaded = _load(recipe, _with_budget(overrides, size, bits_per_weight))
+    loaded = _load(recipe, with_budget(overrides, size, bits_per_weight))
     from asvd_q import pipeline
     from asvd_q.report import tables
     from asvd_q.report.progress import showing_progress
@@ -145,7 +134,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """What a recipe would do: layers, ranks, bytes, memory, time, exporters. Changes nothing."""
-    loaded = _load(recipe, _with_budget(overrides, size, bits_per_weight))
+    loaded = _load(recipe, with_budget(overrides, size, bits_per_weight))
     from asvd_q.artefact import available_exporters
     from asvd_q.budget.solving import BudgetResult
     from asvd_q.pipeline import prepare_known
@@ -205,7 +194,7 @@ def search(
 
     What is found is kept in the run folder, and `asvd-q run` takes it from there.
     """
-    loaded = _load(recipe, _with_budget(overrides, size, bits_per_weight))
+    loaded = _load(recipe, with_budget(overrides, size, bits_per_weight))
     from asvd_q import pipeline
     from asvd_q.budget.solving import BudgetResult
     from asvd_q.report.budget import budget_summary, budget_table
@@ -256,7 +245,7 @@ def frontier(
     from asvd_q.report.tables import print_table
 
     with showing_progress(_console(stderr=True)) as progress:
-        choices, uniform = pipeline.frontier(loaded, progress, _numbers(budgets))
+        choices, uniform = pipeline.frontier(loaded, progress, numbers(budgets))
     if as_json:
         print(json.dumps(front_content(choices, uniform), indent=1))  # noqa: T201
         return
@@ -403,38 +392,6 @@ def _version(
 
         _say(f"asvd-q {__version__}")
         raise typer.Exit
-
-
-def _with_budget(
-    overrides: list[str] | None, size: str | None, bits_per_weight: float | None
-) -> list[str]:
-    """`--size` and `--bits-per-weight` take the place of whatever target a budget has."""
-    from asvd_q.errors import RecipeError
-    from asvd_q.recipe.budget import BUDGET_TARGETS
-
-    found = list(overrides or ())
-    given = {"size": size, "bits_per_weight": bits_per_weight}
-    chosen = {key: value for key, value in given.items() if value is not None}
-    if len(chosen) > 1:
-        raise RecipeError("--size and --bits-per-weight are two targets: give one of them")
-    for key, value in chosen.items():
-        found += [f"budget.{target}=null" for target in BUDGET_TARGETS if target != key]
-        found.append(f"budget.{key}={json.dumps(value)}")
-    return found
-
-
-def _numbers(text: str) -> list[float]:
-    from asvd_q.errors import RecipeError
-
-    try:
-        found = [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        found = [-1.0]
-    if any(not 0 < number <= 32 for number in found):
-        raise RecipeError(
-            f"--bits-per-weight {text}: give numbers above 0 and up to 32, with commas between"
-        )
-    return found
 
 
 def _load(path: Path, overrides: list[str] | None) -> Recipe:
