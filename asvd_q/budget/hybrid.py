@@ -222,7 +222,7 @@ class _Check:
                 if number < self.measured:
                     last.append(dense[number])
             for index in range(len(model)):
-                self._advance(model.load_block(index), index, last)
+                self.model.advance(model.load_block(index), index, last)
             score = Score(model, outside, self.batches[: self.measured], "kl", last)
             done = 0
             for index in range(len(model)):
@@ -232,9 +232,9 @@ class _Check:
                     self._block(index, block, names, forms, dense, hidden, score, cache)
                     done += len(names)
                     self.progress("budget: measuring forms", done, len(forms))
-                self._advance(block, index, dense)
+                self.model.advance(block, index, dense)
                 compressed = model.load_block(index, replaced=self.store.replaced)
-                self._advance(compressed, index, hidden)
+                self.model.advance(compressed, index, hidden)
 
     def _block(
         self,
@@ -335,15 +335,11 @@ class _Check:
         for position in range(self.measured):
             states.append(self.model.run_block(block, index, hidden[position]))
         for later in range(index + 1, len(self.model)):
-            self._advance(self.model.load_block(later), later, states)
+            self.model.advance(self.model.load_block(later), later, states)
         mean = Mean()
         for position in range(len(states)):
             mean.add(next(score.of(position, [states[position]])))
         return mean.value
-
-    def _advance(self, block: nn.Module, index: int, hidden: HiddenStates) -> None:
-        for position in range(len(hidden)):
-            hidden[position] = self.model.run_block(block, index, hidden[position])
 
 
 def _key(layer: LayerPlan) -> str:

@@ -35,8 +35,7 @@ class StreamingRunner:
                 hidden.append(self._model.embed(outside, batch))
             for index in range(len(self._model)):
                 block = self._model.load_block(index)
-                for position in range(len(hidden)):
-                    hidden[position] = self._model.run_block(block, index, hidden[position])
+                self._model.advance(block, index, hidden)
                 del block
             for position in range(len(hidden)):
                 yield self._model.logits(outside, hidden[position]).float().cpu()

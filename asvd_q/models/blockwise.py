@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from asvd_q.models.assemble import Replaced, assemble, nothing_replaced
+from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import Site
 from asvd_q.models.skeleton import Skeleton, build_skeleton
 from asvd_q.models.source import SourceModel
@@ -136,6 +137,11 @@ class BlockwiseModel:
         call = self._calls[hidden.shape[:2]][index]
         output = block(hidden.to(self.device), *call.args, **call.kwargs)
         return cast(Tensor, output[0] if isinstance(output, tuple) else output)
+
+    def advance(self, block: nn.Module, index: int, hidden: HiddenStates) -> None:
+        """Replace what enters a loaded block by what leaves it, entry by entry."""
+        for position in range(len(hidden)):
+            hidden[position] = self.run_block(block, index, hidden[position])
 
     def run_until(self, block: nn.Module, index: int, hidden: Tensor, layer: str) -> None:
         """Run a loaded block for its hooks alone, up to the call of one of its layers.

@@ -157,8 +157,7 @@ class _Sweep:
                 states.append(torch.cat([next(outputs) for _ in chunk]))
         for index in range(changed.index + 1, len(self.model)):
             block = self.model.load_block(index)
-            for entry in range(len(states)):
-                states[entry] = self.model.run_block(block, index, states[entry])
+            self.model.advance(block, index, states)
         means = {rank: Mean() for rank in ranks}
         for position in range(len(hidden)):
             for number, chunk in enumerate(chunks):
@@ -194,6 +193,5 @@ class _Sweep:
             hidden.append(self.model.embed(outside, batch))
         for index in range(len(self.model)):
             block = self.model.load_block(index)
-            for position in range(len(hidden)):
-                hidden[position] = self.model.run_block(block, index, hidden[position])
+            self.model.advance(block, index, hidden)
         return hidden

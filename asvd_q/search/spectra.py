@@ -164,8 +164,7 @@ def spectra_by_block(
         names = {weight.name for weight in wanted}
         sites = find_sites(model, block, index, hidden[0][:1], names) if wanted else []
         with decomposing(model, block, index, sites, wanted, section, fisher) as spectra:
-            for position in range(len(hidden)):
-                hidden[position] = model.run_block(block, index, hidden[position])
+            model.advance(block, index, hidden)
         yield index, block, spectra
         del block, spectra
 
