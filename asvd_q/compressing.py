@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from asvd_q import __version__
-from asvd_q.compression import Calibration, Progress, check_weights, compress
+from asvd_q.compression import Calibration, check_weights, compress
 from asvd_q.files import scratch_folder, write_text
 from asvd_q.opening import STORE
 from asvd_q.preparation import Prepared
+from asvd_q.progress import Progress
 from asvd_q.store import Store, StoreHeader
 
 __all__ = ["RECIPE_FILE", "SCRATCH", "make_store", "store_key"]

@@ -15,7 +15,6 @@ from asvd_q.budget.choice import Choice
 from asvd_q.budget.front import Uniform, front, reach, uniform_models
 from asvd_q.budget.solving import BudgetResult, budget_offering, format_count
 from asvd_q.compressing import RECIPE_FILE, SCRATCH, make_store
-from asvd_q.compression import Progress
 from asvd_q.errors import RankError, RecipeError, ResourceError
 from asvd_q.evaluation.quality import Quality, TokenWindows, compare_quality, evaluate_quality
 from asvd_q.evaluation.runners import model_runner
@@ -25,6 +24,7 @@ from asvd_q.files import make_folder, require_disk
 from asvd_q.opening import STORE, open_run_store
 from asvd_q.plan import FloatType, LayerPlan
 from asvd_q.preparation import Prepared, Tokens, prepare, read_tokens, require_exports
+from asvd_q.progress import Progress, silent
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.recipe import ExportSection, Recipe
 from asvd_q.recipe.budget import BUDGET_TARGETS
@@ -175,7 +175,7 @@ def prepare_known(recipe: Recipe) -> tuple[Prepared, SearchResult | BudgetResult
         return prepared, None
     folder = Path(recipe.output)
     windows = _calibration(read_tokens(prepared, folder, known_only=True))
-    found = solve(prepared, windows, folder, lambda stage, done, total: None, known_only=True)
+    found = solve(prepared, windows, folder, silent, known_only=True)
     return found.prepared, found.result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from asvd_q.models import SourceModel
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.skeleton import Skeleton, build_skeleton
 from asvd_q.plan import FloatType, LayerPlan, Plan
+from asvd_q.progress import Progress, silent
 from asvd_q.quantization import TORCH_TYPES, float_type_of
 from asvd_q.recipe import ExportSection, Recipe
 from asvd_q.report.run import CorpusRecord
@@ -30,8 +31,6 @@ from asvd_q.statistics.generated import GeneratedText
 from asvd_q.statistics.windows import calibration_windows
 
 __all__ = ["Prepared", "Tokens", "prepare", "read_tokens", "require_exports"]
-
-Progress = Callable[[str, int, int], None]
 
 _GENERATED = "calibration"
 """Folder of generated text inside a run folder."""
@@ -129,7 +128,7 @@ class Tokens:
 def read_tokens(
     prepared: Prepared,
     folder: Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
     *,
     known_only: bool = False,
 ) -> Tokens:

@@ -30,7 +30,7 @@ from asvd_q.budget.measured import next_limit
 from asvd_q.budget.solving import BudgetResult, format_count, solve_budget
 from asvd_q.budget.timing import kernel_times
 from asvd_q.compressing import make_store, store_key
-from asvd_q.compression import Progress, check_weights
+from asvd_q.compression import check_weights
 from asvd_q.errors import RankError, RecipeError
 from asvd_q.evaluation.quality import TokenWindows, evaluate_quality
 from asvd_q.evaluation.runners import model_runner
@@ -38,6 +38,7 @@ from asvd_q.files import write_text
 from asvd_q.models.assemble import Replaced
 from asvd_q.plan import LayerPlan, Plan
 from asvd_q.preparation import Prepared, require_exports
+from asvd_q.progress import Progress
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.recipe import Recipe
 from asvd_q.report.budget import write_budget

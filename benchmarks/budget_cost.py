@@ -31,6 +31,7 @@ from asvd_q.budget.solving import budget_offering, format_count
 from asvd_q.compression import matrices
 from asvd_q.models import SourceModel
 from asvd_q.models.blockwise import BlockwiseModel
+from asvd_q.progress import silent
 from asvd_q.quantization import float_type_of
 from asvd_q.recipe import Recipe
 from asvd_q.report.tables import Table
@@ -80,7 +81,7 @@ def measure(name: str, recipe: Recipe, model: BlockwiseModel, windows: Tensor) -
             windows,
             format_count(recipe, float_type_of(model.source.dtype), ()),
             Path(folder),
-            lambda stage, done, total: None,
+            silent,
         )
         seconds = time.process_time() - start
     return Cost(

@@ -26,6 +26,7 @@ from rich.console import Console
 from asvd_q.evaluation.speed import decode_speeds
 from asvd_q.opening import open_anything
 from asvd_q.pipeline import run
+from asvd_q.progress import silent
 from asvd_q.recipe import load_recipe
 from asvd_q.report.run import RunRecord
 from asvd_q.report.tables import Table, print_table, size
@@ -105,7 +106,7 @@ def main() -> None:
                 _RECIPES / recipe, [*overrides, export, f"output={folder}", "evaluate.dense=false"]
             )
             artefacts = Path(temporary) / f"kept-{number}"
-            records[name] = run(loaded, lambda stage, done, total: None, fresh=True)
+            records[name] = run(loaded, silent, fresh=True)
             (folder / "artefacts").rename(artefacts)
             folders[name] = artefacts / f"onnx-{number}"
         opened = {name: open_anything(folder) for name, folder in folders.items()}

@@ -35,6 +35,7 @@ from asvd_q.models.assemble import Replaced
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.skeleton import Skeleton, build_skeleton
 from asvd_q.plan import FloatType, Plan
+from asvd_q.progress import silent
 from asvd_q.recipe import CorpusSection, Recipe
 from asvd_q.recipe.corpora import GENERATED
 from asvd_q.report.tables import Table, print_table
@@ -218,7 +219,7 @@ class Bench:
                 self.calibration(calibration), BATCH, parsed.calibration.sequential
             ),
             seed=parsed.seed,
-            progress=lambda stage, done, total: None,
+            progress=silent,
         )
         return Store.open(folder, self.source)
 
@@ -238,7 +239,7 @@ class Bench:
             self.calibration(calibration),
             self.float_type,
             folder,
-            lambda stage, done, total: None,
+            silent,
         )
         return result.ranks
 
@@ -250,7 +251,7 @@ class Bench:
             self.calibration(),
             format_count(recipe, self.float_type, ()),
             folder,
-            lambda stage, done, total: None,
+            silent,
         )
 
     def perplexities(self, replaced: Replaced | None = None) -> dict[str, float]:

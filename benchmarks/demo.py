@@ -16,6 +16,7 @@ from asvd_q.evaluation.generation import generate_text
 from asvd_q.evaluation.speed import decode_speeds
 from asvd_q.opening import Opened, open_anything
 from asvd_q.pipeline import run
+from asvd_q.progress import silent
 from asvd_q.recipe import load_recipe
 from asvd_q.report.run import RunRecord
 from asvd_q.report.tables import Table, print_table, size
@@ -74,7 +75,7 @@ def main() -> None:
         if case.factors:
             overrides += _known_ranks(records)
         recipe = load_recipe(_ROOT / "recipes" / case.recipe, overrides)
-        records[case.name] = run(recipe, lambda stage, done, total: None, fresh=True)
+        records[case.name] = run(recipe, silent, fresh=True)
         opened[case.name] = open_anything(folder / "artefacts" / "onnx")
     tokenizer = opened["dense"].tokenizer
     prompt = tokenizer(_PROMPT)["input_ids"]

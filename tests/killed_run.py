@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from asvd_q.pipeline import run
+from asvd_q.progress import silent
 from asvd_q.recipe import load_recipe
 
 
@@ -28,7 +29,7 @@ def main(recipe: Path) -> None:
         original(folder, *args, **options)
 
     shutil.rmtree = remove  # type: ignore[assignment]
-    run(load_recipe(recipe), lambda stage, done, total: None)
+    run(load_recipe(recipe), silent)
 
 
 if __name__ == "__main__":

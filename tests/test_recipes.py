@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from asvd_q.pipeline import run
+from asvd_q.progress import silent
 from asvd_q.recipe import load_recipe
 
 _RECIPES = Path(__file__).parent.parent / "recipes"
@@ -24,7 +25,7 @@ def test_shipped_recipe(path: Path, tmp_path: Path) -> None:
     if recipe.budget is not None:
         overrides += _FEWER_FORMS
     recipe = load_recipe(path, overrides)
-    record = run(recipe, lambda stage, done, total: None)
+    record = run(recipe, silent)
     assert all(artefact.proof.status == "proven" for artefact in record.artefacts)
     assert [artefact.format for artefact in record.artefacts] == [
         section.format for section in recipe.export

@@ -32,10 +32,10 @@ from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import Site, WeightRef
 from asvd_q.plan import LayerPlan, Slot
+from asvd_q.progress import Progress, silent
 from asvd_q.recipe import Recipe
 from asvd_q.search.allocation import Budget, Unit
 from asvd_q.search.candidates import Candidate
-from asvd_q.search.context import Progress
 from asvd_q.search.scoring import Mean, Score
 from asvd_q.search.spectra import fisher_if_wanted
 from asvd_q.statistics.collectors import SiteStatistics, collecting
@@ -129,7 +129,7 @@ def checked(
     *,
     known_only: bool = False,
     scratch: Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Offering | None:
     """The offering with the contested forms measured.
 

@@ -20,9 +20,10 @@ from asvd_q.errors import RankError, RecipeError
 from asvd_q.exporting import make_exporter
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.plan import FloatType, LayerPlan
+from asvd_q.progress import Progress
 from asvd_q.recipe import ExportSection, Recipe
 from asvd_q.search.allocation import Target
-from asvd_q.search.context import Progress, hidden_states, measured_key
+from asvd_q.search.context import hidden_states, measured_key
 from asvd_q.search.planning import make_plan
 
 __all__ = ["BudgetResult", "budget_offering", "format_count", "solve_budget"]

@@ -27,8 +27,8 @@ from asvd_q.files import make_folder, write_text
 from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.refs import WeightRef
 from asvd_q.plan import LayerPlan
+from asvd_q.progress import Progress, silent
 from asvd_q.recipe import Recipe
-from asvd_q.search.context import Progress
 from asvd_q.search.spectra import fisher_if_wanted
 from asvd_q.statistics.backward import backward_through_block, backward_through_head, keep_inputs
 from asvd_q.statistics.labels import NextTokenLoss
@@ -109,7 +109,7 @@ def sweep(
     *,
     cost: Cost = stored,
     folder: Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> None:
     """Try what every layer has on offer, and keep what is found in the cache.
 

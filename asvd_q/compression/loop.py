@@ -7,7 +7,6 @@ again, only run, so an interrupted loop goes on where it stopped and ends with t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,15 +21,13 @@ from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import Site, WeightRef
 from asvd_q.plan import LayerPlan, Slot
+from asvd_q.progress import Progress
 from asvd_q.recipe import CorrectSection, DecomposeSection, QuantizeSection
 from asvd_q.statistics.collectors import SiteStatistics, collecting, collecting_pairs
 from asvd_q.statistics.fisher import fisher_information
 from asvd_q.store import Store, StoredLayer
 
-__all__ = ["Calibration", "Progress", "check_weights", "compress"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, how much of it is done, and how much there is."""
+__all__ = ["Calibration", "check_weights", "compress"]
 
 
 @dataclass(frozen=True)

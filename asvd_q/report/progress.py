@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from asvd_q.compression import Progress as ProgressCallback
+from asvd_q.progress import Progress as ProgressCallback
 
 __all__ = ["showing_progress"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,11 +20,10 @@ from asvd_q.errors import RecipeError
 from asvd_q.files import scratch_folder
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.refs import WeightRef
+from asvd_q.progress import Progress
 from asvd_q.recipe import CalibrationSection, DecomposeSection, Recipe, SearchSection
 
-__all__ = ["Progress", "SearchContext", "hidden_states", "measured_key"]
-
-Progress = Callable[[str, int, int], None]
+__all__ = ["SearchContext", "hidden_states", "measured_key"]
 
 _SCRATCH = "scratch"
 

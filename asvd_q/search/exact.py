@@ -14,6 +14,7 @@ from asvd_q.errors import NumericsError
 from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import Site
+from asvd_q.progress import Progress, silent
 from asvd_q.recipe import DecomposeSection
 from asvd_q.search.layers import layers_by_block
 from asvd_q.search.replay import TruncatedLayer
@@ -21,8 +22,6 @@ from asvd_q.search.scoring import Mean, Metric, Score
 from asvd_q.search.spectra import decomposing, fisher_if_wanted
 
 __all__ = ["exact_losses"]
-
-Progress = Callable[[str, int, int], None]
 
 
 @torch.no_grad()
@@ -38,7 +37,7 @@ def exact_losses(
     folder: Path | None = None,
     known: Mapping[str, Mapping[int, float]] | None = None,
     on_layer: Callable[[str, dict[int, float]], None] = lambda name, losses: None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, dict[int, float]]:
     """Loss increase of every candidate, a candidate being one layer at one rank.
 

@@ -10,7 +10,7 @@ a cumulated sum, give all ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import WeightRef
+from asvd_q.progress import Progress, silent
 from asvd_q.recipe import DecomposeSection
 from asvd_q.search.spectra import decomposing, fisher_if_wanted
 from asvd_q.statistics.backward import backward_through_block, backward_through_head, keep_inputs
 from asvd_q.statistics.labels import Labels, NextTokenLoss
 
 __all__ = ["fast_losses"]
-
-Progress = Callable[[str, int, int], None]
 
 _CHUNK = 2**20
 """Entries of (tokens, k) products that are alive at a time; a few megabytes stay in cache."""
@@ -45,7 +44,7 @@ def fast_losses(
     seed: int = 0,
     batch_size: int,
     folder: Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, Tensor]:
     """Predicted loss increase of every rank, one layer truncated and all others dense.
 

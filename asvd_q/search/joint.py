@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,13 @@ from asvd_q.errors import NumericsError
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import WeightRef
+from asvd_q.progress import Progress, silent
 from asvd_q.recipe import DecomposeSection
 from asvd_q.search.layers import layers_by_block
 from asvd_q.search.scoring import Mean, Metric, Score
 from asvd_q.search.spectra import fisher_if_wanted, spectra_by_block
 
 __all__ = ["JointLosses", "measure_jointly"]
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def measure_jointly(
     metric: Metric = "perplexity",
     batch_size: int,
     folder: Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> JointLosses:
     """Loss increase of every choice of ranks, all its layers truncated together.
 

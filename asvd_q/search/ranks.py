@@ -11,10 +11,11 @@ from torch import Tensor
 from asvd_q.errors import RankError, RecipeError
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.plan import FloatType, LayerPlan
+from asvd_q.progress import Progress
 from asvd_q.recipe import Recipe
 from asvd_q.search.allocation import Allocation, LossBound, Target, allocate
 from asvd_q.search.candidates import Candidate
-from asvd_q.search.context import Progress, SearchContext
+from asvd_q.search.context import SearchContext
 from asvd_q.search.hybrid import hybrid_sensitivities
 from asvd_q.search.offer import Offer
 from asvd_q.search.perplexity import perplexity_bound, search_perplexity

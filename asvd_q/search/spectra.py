@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,13 +17,12 @@ from asvd_q.errors import NumericsError, first_line
 from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import Site, WeightRef
+from asvd_q.progress import Progress, silent
 from asvd_q.recipe import DecomposeSection
 from asvd_q.statistics.collectors import SiteCollector, SiteStatistics, collecting
 from asvd_q.statistics.fisher import fisher_information
 
 __all__ = ["decomposing", "fisher_if_wanted", "singular_values", "spectra_by_block"]
-
-Progress = Callable[[str, int, int], None]
 
 
 @torch.no_grad()
@@ -35,7 +34,7 @@ def singular_values(
     *,
     batch_size: int,
     folder: Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, NDArray[np.float64]]:
     """Singular values of W S of every layer, from one pass through the dense model.
 

@@ -26,6 +26,7 @@ from asvd_q.files import atomic_path, make_folder
 from asvd_q.models.assemble import assemble, nothing_replaced
 from asvd_q.models.skeleton import Skeleton
 from asvd_q.models.source import SourceModel
+from asvd_q.progress import Progress, silent
 from asvd_q.statistics.sampling import draw_tokens
 
 __all__ = ["GeneratedText", "sample_tokens"]
@@ -57,7 +58,7 @@ class GeneratedText:
     dtype: torch.dtype
     folder: Path | None = None
     known_only: bool = False
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+    progress: Progress = silent
 
     name = "generated"
     split = "sampled"

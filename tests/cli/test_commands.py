@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from asvd_q import __version__
+from asvd_q.progress import silent
 from asvd_q.recipe import json_schema
 from tests.cli.runner import command, write_recipe
 from tests.support import WREN
@@ -32,7 +33,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         evaluate=_EVALUATE,
         export=[{"format": "onnx", "accuracy_level": 0}],
     )
-    run(load_recipe(recipe), lambda stage, done, total: None)
+    run(load_recipe(recipe), silent)
     return folder / "run"
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asvd_q.compression import Calibration, Progress, compress
+from asvd_q.compression import Calibration, compress
 from asvd_q.files import sha256
 from asvd_q.models import SourceModel
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.skeleton import build_skeleton
 from asvd_q.plan import FloatType
+from asvd_q.progress import Progress
 from asvd_q.recipe import Recipe
 from asvd_q.search.planning import make_plan
 from asvd_q.store import Store, StoreHeader

@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor
 
 from asvd_q.preparation import Prepared, read_tokens
+from asvd_q.progress import silent
 from asvd_q.recipe import Recipe
 from asvd_q.search.ranks import SearchResult, search_ranks
 
@@ -27,7 +28,7 @@ def search_in(prepared: Prepared, windows: Tensor, tmp_path: Path) -> Callable[.
     model = prepared.model()
 
     def run(recipe: Recipe, *, known_only: bool = False, place: str = "search") -> SearchResult:
-        folder, silent = tmp_path / place, lambda stage, done, total: None
+        folder = tmp_path / place
         return search_ranks(
             recipe, model, windows, "bfloat16", folder, silent, known_only=known_only
         )

@@ -12,6 +12,7 @@ import torch
 from asvd_q.errors import RecipeError
 from asvd_q.models import SourceModel
 from asvd_q.models.blockwise import BlockwiseModel
+from asvd_q.progress import silent
 from asvd_q.recipe import Recipe
 from asvd_q.search.context import SearchContext
 from asvd_q.search.joint import measure_jointly
@@ -36,7 +37,7 @@ def context(tmp_path: Path) -> SearchContext:
         BlockwiseModel(SourceModel.open(str(path))),
         WINDOWS,
         tmp_path / "search",
-        lambda stage, done, total: None,
+        silent,
     )
 
 

@@ -15,6 +15,7 @@ from asvd_q.models import SourceModel
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.refs import WeightRef
 from asvd_q.preparation import prepare, read_tokens
+from asvd_q.progress import silent
 from asvd_q.recipe import DecomposeSection, Recipe
 from asvd_q.report.search import search_summary, search_table, write_search
 from asvd_q.search.allocation import Budget, allocate
@@ -154,7 +155,7 @@ def test_the_search_takes_the_papers_formula(
             windows,
             "bfloat16",
             tmp_path,
-            lambda stage, done, total: None,
+            silent,
             known_only=known_only,
         )
 
