@@ -21,16 +21,19 @@ from asvd_q.records import ArtefactMetadata
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from asvd_q.models import SourceModel
     from asvd_q.plan import FloatType, LayerPlan, Plan, QuantSpec, Slot
     from asvd_q.store import Store
 
 __all__ = [
     "ENTRY_POINT_GROUP",
     "METADATA_FILE",
+    "ArtefactBytes",
     "Exporter",
     "ParityBounds",
     "Refusal",
     "Runner",
+    "SizedExporter",
     "TimedExporter",
     "available_exporters",
     "exporter_class",
@@ -68,6 +71,19 @@ class ParityBounds:
     relative_error: float
     kl: float
     agreement: float
+
+
+@dataclass(frozen=True)
+class ArtefactBytes:
+    """Bytes of every file of an artefact, by its path in the folder; `asvd_q.json` is left out.
+
+    Attributes:
+        weights: files that hold tensors.
+        others: configuration, tokenizer, code.
+    """
+
+    weights: Mapping[str, int]
+    others: Mapping[str, int]
 
 
 class Runner(Protocol):
@@ -151,6 +167,22 @@ class Exporter(Protocol):
 
         Shares no code with `write`: with numpy and the format's specification alone. Yields
         (layer name, slot → matrix) for every layer of the artefact's records.
+        """
+        ...
+
+
+@runtime_checkable
+class SizedExporter(Protocol):
+    """What an exporter has besides, that knows its files before there is a store.
+
+    Of any other, the layers' `stored_bytes` and the tensors that no layer covers are added up.
+    """
+
+    def artefact_bytes(self, plan: Plan, source: SourceModel) -> ArtefactBytes:
+        """What `write` will write of a store with this plan; reads headers of weights alone.
+
+        Raises:
+            ExportError: naming the layer that cannot be written.
         """
         ...
 

@@ -7,34 +7,50 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asvd_q.artefact import ArtefactBytes
 from asvd_q.errors import ExportError
 from asvd_q.files import write_text
 from asvd_q.models import modeling_asvd_q as modeling
 from asvd_q.plan import Slot
 from asvd_q.quantization import TORCH_TYPES
-from asvd_q_exporters._safetensors import Group, TensorSpec, write_safetensors
+from asvd_q_exporters._safetensors import (
+    TORCH_NAMES,
+    Group,
+    TensorSpec,
+    safetensors_bytes,
+    write_safetensors,
+)
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from asvd_q.models import SourceModel
-    from asvd_q.plan import FloatType, QuantSpec
+    from asvd_q.plan import FloatType, LayerPlan, Plan, QuantSpec
     from asvd_q.quantization import StoredWeight
-    from asvd_q.records import LayerRecord
     from asvd_q.store import Store
 
-__all__ = ["MODULES", "MatrixFormat", "write_checkpoint", "write_json"]
+__all__ = [
+    "MODULES",
+    "MatrixFormat",
+    "checkpoint_bytes",
+    "json_bytes",
+    "write_checkpoint",
+    "write_json",
+]
 
 MODULES: Mapping[Slot, str] = {"weight": "", "B": ".BLinear", "A": ".ALinear"}
 """What a slot's module is called, after the name of its layer."""
 
 SHARD_BYTES = 4 << 30
+_CONFIG = "config.json"
+_INDEX = "model.safetensors.index.json"
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
@@ -53,6 +69,50 @@ class MatrixFormat:
     ]
     tensors: Callable[[StoredWeight], dict[str, Tensor]]
     as_source: bool = False
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Tensors of the file that come from one place.
+
+    Attributes:
+        layer: whose stored matrices they are; None for a tensor of the source.
+        origin: the layer's name in the source's files, or the name of the source's tensor.
+    """
+
+    specs: tuple[TensorSpec, ...]
+    layer: LayerPlan | None
+    origin: str
+
+    @property
+    def nbytes(self) -> int:
+        return sum(spec.nbytes for spec in self.specs)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A checkpoint as a plan and the headers of the source's weights determine it.
+
+    Attributes:
+        shards: what each weight file holds, by its name.
+        config: content of `config.json`, but for what the format adds.
+        companions: files that are copied as they are, by the name that they get.
+    """
+
+    shards: Mapping[str, Sequence[_Piece]]
+    config: Mapping[str, Any]
+    companions: Mapping[str, Path]
+
+    @property
+    def index(self) -> dict[str, Any] | None:
+        """Content of the index that several weight files have."""
+        if len(self.shards) == 1:
+            return None
+        pieces = [(file, piece) for file, shard in self.shards.items() for piece in shard]
+        return {
+            "metadata": {"total_size": sum(piece.nbytes for _, piece in pieces)},
+            "weight_map": {spec.name: file for file, piece in pieces for spec in piece.specs},
+        }
 
 
 def write_checkpoint(
@@ -75,33 +135,84 @@ def write_checkpoint(
     Raises:
         ExportError: naming the layer that is no whole linear layer of its own.
     """
-    source = store.source
-    changed = [record for record in store.records() if record.as_plan().changed]
-    paths = {record.name: _path(record, source) for record in changed}
-    tied = _tied(source)
-    untied = any(f"{name}.weight" in tied for name in paths)
-    dropped = set() if untied else {source.resolve(name) for name in tied}
-    groups = list(_groups(store, changed, paths, dropped, format, TORCH_TYPES[float_type]))
-    _write_shards(folder, groups, shard_bytes)
-    for file in source.companion_files():
-        shutil.copyfile(file, folder / file.name)
-    _write_config(store, folder, float_type, untied, extra_config())
+    layout = _layout(store.finished_plan, store.source, format, float_type, shard_bytes)
+    for file, pieces in layout.shards.items():
+        groups = [Group(piece.specs, partial(_load, store, piece, format)) for piece in pieces]
+        write_safetensors(folder / file, groups)
+    if layout.index is not None:
+        write_json(folder / _INDEX, layout.index)
+    for name, path in layout.companions.items():
+        shutil.copyfile(path, folder / name)
+    write_json(folder / _CONFIG, {**layout.config, **extra_config()})
+
+
+def checkpoint_bytes(
+    plan: Plan,
+    source: SourceModel,
+    format: MatrixFormat,
+    *,
+    float_type: FloatType,
+    extra_config: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> ArtefactBytes:
+    """The files that `write_checkpoint` makes of a store with this plan, to the byte.
+
+    Raises:
+        ExportError: as there.
+    """
+    layout = _layout(plan, source, format, float_type, shard_bytes)
+    weights = {
+        file: safetensors_bytes(spec for piece in pieces for spec in piece.specs)
+        for file, pieces in layout.shards.items()
+    }
+    others = {name: path.stat().st_size for name, path in layout.companions.items()}
+    if layout.index is not None:
+        others[_INDEX] = json_bytes(layout.index)
+    others[_CONFIG] = json_bytes({**layout.config, **(extra_config or {})})
+    return ArtefactBytes(weights, others)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """As transformers writes its configurations."""
-    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    write_text(path, _json_text(content))
 
 
-def _path(record: LayerRecord, source: SourceModel) -> str:
+def json_bytes(content: Mapping[str, Any]) -> int:
+    """Length of the file that `write_json` writes."""
+    return len(_json_text(content).encode())
+
+
+def _json_text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def _layout(
+    plan: Plan,
+    source: SourceModel,
+    format: MatrixFormat,
+    float_type: FloatType,
+    shard_bytes: int,
+) -> _Layout:
+    changed = [layer for layer in plan if layer.changed]
+    paths = {layer.name: _path(layer, source) for layer in changed}
+    tied = _tied(source)
+    untied = any(f"{name}.weight" in tied for name in paths)
+    dropped = set() if untied else {source.resolve(name) for name in tied}
+    pieces = list(_pieces(source, changed, paths, dropped, format, TORCH_TYPES[float_type]))
+    config, code = _config(plan, source, float_type, untied)
+    companions = {file.name: file for file in (*source.companion_files(), *code)}
+    return _Layout(_shards(pieces, shard_bytes), config, companions)
+
+
+def _path(layer: LayerPlan, source: SourceModel) -> str:
     """The layer's name in the source's files, which may leave out the base model's prefix."""
-    stored = source.resolve(f"{record.name}.weight")
+    stored = source.resolve(f"{layer.name}.weight")
     if stored is not None:
         return stored.removesuffix(".weight")
-    if f"{record.name}.weight" in _tied(source):
-        return record.name
+    if f"{layer.name}.weight" in _tied(source):
+        return layer.name
     raise ExportError(
-        f"{record.name}: is one part of a larger parameter, which a checkpoint cannot replace; "
+        f"{layer.name}: is one part of a larger parameter, which a checkpoint cannot replace; "
         "leave it dense, or export it with onnx"
     )
 
@@ -120,112 +231,97 @@ def _tied(source: SourceModel) -> dict[str, str]:
     return {name: twin for name, twin in names.items() if source.resolve(twin) is not None}
 
 
-def _groups(
-    store: Store,
-    changed: list[LayerRecord],
-    paths: dict[str, str],
+def _pieces(
+    source: SourceModel,
+    changed: Sequence[LayerPlan],
+    paths: Mapping[str, str],
     dropped: set[str | None],
     format: MatrixFormat,
     dtype: torch.dtype,
-) -> Iterator[Group]:
-    source = store.source
-    layers = {f"{paths[record.name]}.weight": record for record in changed}
+) -> Iterator[_Piece]:
+    layers = {f"{paths[layer.name]}.weight": layer for layer in changed}
     biases = {
-        f"{path}.bias": f"{path}{MODULES['A']}.bias"
-        for path, record in zip(paths.values(), changed, strict=True)
-        if record.form == "factors"
+        f"{paths[layer.name]}.bias": f"{paths[layer.name]}{MODULES['A']}.bias"
+        for layer in changed
+        if layer.form == "factors"
     }
     for name in [*source.tensors, *(name for name in layers if name not in source.tensors)]:
         if name in layers:
-            record = layers[name]
-            yield _layer_group(store, record, paths[record.name], format)
+            layer = layers[name]
+            path = paths[layer.name]
+            yield _Piece(tuple(_layer_specs(layer, path, format)), layer, path)
         elif name not in dropped:
-            yield _source_group(source, name, biases.get(name, name), dtype)
+            info = source.tensors[name]
+            kept = dtype if info.dtype in _FLOATS else TORCH_NAMES[info.dtype]
+            yield _Piece((TensorSpec(biases.get(name, name), kept, info.shape),), None, name)
 
 
-def _layer_group(store: Store, record: LayerRecord, path: str, format: MatrixFormat) -> Group:
-    transposed = format.as_source and record.transposed and record.form == "dense"
-    specs = tuple(
-        TensorSpec(
-            f"{path}{MODULES[slot]}.{suffix}",
-            dtype,
-            tensor_shape[::-1] if transposed else tensor_shape,
-        )
-        for slot, shape in record.slot_shapes().items()
-        for suffix, (dtype, tensor_shape) in format.specs(shape, record.quantization[slot]).items()
-    )
-
-    def load() -> dict[str, Tensor]:
-        return {
-            f"{path}{MODULES[slot]}.{suffix}": tensor.T.contiguous() if transposed else tensor
-            for slot, weight in store.layer(record.name).weights.items()
-            for suffix, tensor in format.tensors(weight).items()
-        }
-
-    return Group(specs, load)
+def _layer_specs(layer: LayerPlan, path: str, format: MatrixFormat) -> Iterator[TensorSpec]:
+    for slot, matrix in layer.slot_shapes().items():
+        for suffix, (dtype, shape) in format.specs(matrix, layer.quantization[slot]).items():
+            lies = shape[::-1] if _lies_transposed(layer, format) else shape
+            yield TensorSpec(f"{path}{MODULES[slot]}.{suffix}", dtype, lies)
 
 
-def _source_group(source: SourceModel, name: str, target: str, dtype: torch.dtype) -> Group:
-    info = source.tensors[name]
-    if info.dtype not in _FLOATS:
-        tensor = source.tensor(name)  # a small integer buffer: its type is only known now
-        return Group((TensorSpec(target, tensor.dtype, info.shape),), lambda: {target: tensor})
-    spec = TensorSpec(target, dtype, info.shape)
-    return Group((spec,), lambda: {target: source.tensor(name).to(dtype)})
+def _lies_transposed(layer: LayerPlan, format: MatrixFormat) -> bool:
+    return format.as_source and layer.transposed and layer.form == "dense"
 
 
-def _write_shards(folder: Path, groups: list[Group], shard_bytes: int) -> None:
-    shards: list[list[Group]] = [[]]
+def _load(store: Store, piece: _Piece, format: MatrixFormat) -> dict[str, Tensor]:
+    """The tensors of a piece, by name."""
+    layer = piece.layer
+    if layer is None:
+        (spec,) = piece.specs
+        return {spec.name: store.source.tensor(piece.origin).to(spec.dtype)}
+    transposed = _lies_transposed(layer, format)
+    return {
+        f"{piece.origin}{MODULES[slot]}.{suffix}": tensor.T.contiguous() if transposed else tensor
+        for slot, weight in store.layer(layer.name).weights.items()
+        for suffix, tensor in format.tensors(weight).items()
+    }
+
+
+def _shards(pieces: Sequence[_Piece], shard_bytes: int) -> dict[str, list[_Piece]]:
+    shards: list[list[_Piece]] = [[]]
     filled = 0
-    for group in groups:
-        if shards[-1] and filled + group.nbytes > shard_bytes:
+    for piece in pieces:
+        if shards[-1] and filled + piece.nbytes > shard_bytes:
             shards.append([])
             filled = 0
-        shards[-1].append(group)
-        filled += group.nbytes
+        shards[-1].append(piece)
+        filled += piece.nbytes
     if len(shards) == 1:
-        write_safetensors(folder / "model.safetensors", shards[0])
-        return
-    weight_map: dict[str, str] = {}
-    for index, shard in enumerate(shards, start=1):
-        file = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(folder / file, shard)
-        weight_map |= {spec.name: file for group in shard for spec in group.specs}
-    total = sum(group.nbytes for group in groups)
-    write_json(
-        folder / "model.safetensors.index.json",
-        {"metadata": {"total_size": total}, "weight_map": weight_map},
-    )
+        return {"model.safetensors": shards[0]}
+    return {
+        f"model-{index:05d}-of-{len(shards):05d}.safetensors": shard
+        for index, shard in enumerate(shards, start=1)
+    }
 
 
-def _write_config(
-    store: Store, folder: Path, float_type: FloatType, untied: bool, extra: Mapping[str, Any]
-) -> None:
-    source = store.source
-    config: dict[str, Any] = json.loads((source.path / "config.json").read_text())
+def _config(
+    plan: Plan, source: SourceModel, float_type: FloatType, untied: bool
+) -> tuple[dict[str, Any], list[Path]]:
+    """Content of `config.json`, and the files of code that its classes are in."""
+    config: dict[str, Any] = json.loads((source.path / _CONFIG).read_text())
     config.pop("torch_dtype", None)
     config["dtype"] = float_type
     if untied:
         config["tie_word_embeddings"] = False
-    plan = store.finished_plan
     ranks, corrections = plan.ranks, plan.correction_ranks
-    if ranks or corrections:
-        try:
-            classes = modeling.auto_map(type(source.config))
-        except KeyError as error:
-            raise ExportError(
-                f"{next(iter(ranks | corrections))}: transformers has no class of its own for "
-                f"{source.config.model_type}, so its factors cannot be loaded; leave all layers "
-                "dense, or export with onnx"
-            ) from error
-        config["auto_map"] = classes
-        config["architectures"] = [classes["AutoModelForCausalLM"].split(".")[1]]
-        config["model_type"] = f"asvd_q_{source.config.model_type}"
-        config["truncation_ranks"] = ranks
-        if corrections:
-            config["correction_ranks"] = corrections
-        shutil.copyfile(modeling.__file__, folder / "modeling_asvd_q.py")
-    elif "auto_map" in config:  # the source's own code travels with its own classes
-        for file in sorted(source.path.glob("*.py")):
-            shutil.copyfile(file, folder / file.name)
-    write_json(folder / "config.json", config | dict(extra))
+    if not ranks and not corrections:  # the source's own code travels with its own classes
+        return config, sorted(source.path.glob("*.py")) if "auto_map" in config else []
+    try:
+        classes = modeling.auto_map(type(source.config))
+    except KeyError as error:
+        raise ExportError(
+            f"{next(iter(ranks | corrections))}: transformers has no class of its own for "
+            f"{source.config.model_type}, so its factors cannot be loaded; leave all layers "
+            "dense, or export with onnx"
+        ) from error
+    config["auto_map"] = classes
+    config["architectures"] = [classes["AutoModelForCausalLM"].split(".")[1]]
+    config["model_type"] = f"asvd_q_{source.config.model_type}"
+    config["truncation_ranks"] = ranks
+    if corrections:
+        config["correction_ranks"] = corrections
+    return config, [Path(modeling.__file__)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from asvd_q.files import atomic_path
 
-__all__ = ["Group", "TensorSpec", "write_safetensors"]
+__all__ = ["TORCH_NAMES", "Group", "TensorSpec", "safetensors_bytes", "write_safetensors"]
 
 _NAMES = {
     torch.float64: "F64",
@@ -28,6 +28,9 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+TORCH_NAMES = {name: dtype for dtype, name in _NAMES.items()}
+"""torch's type for each name in a file's header."""
+
 _ALIGNMENT = 8
 
 
@@ -56,10 +59,6 @@ class Group:
     specs: tuple[TensorSpec, ...]
     load: Callable[[], Mapping[str, Tensor]]
 
-    @property
-    def nbytes(self) -> int:
-        return sum(spec.nbytes for spec in self.specs)
-
 
 def write_safetensors(path: Path, groups: Sequence[Group]) -> None:
     """Write one file, group after group.
@@ -74,12 +73,27 @@ def write_safetensors(path: Path, groups: Sequence[Group]) -> None:
         ValueError: a group does not load what its specs promise; the message names the tensor.
         ResourceError: the file cannot be written.
     """
-    specs = [spec for group in groups for spec in group.specs]
-    specs.sort(key=lambda spec: (-spec.dtype.itemsize, spec.name))
+    header, offsets, end = _head(spec for group in groups for spec in group.specs)
+    with atomic_path(path) as partial, partial.open("wb") as stream:
+        stream.write(header)
+        start = stream.tell()
+        stream.truncate(start + end)
+        for group in groups:
+            _write_group(stream, start, offsets, group)
+
+
+def safetensors_bytes(specs: Iterable[TensorSpec]) -> int:
+    """Length of the file that `write_safetensors` writes with these tensors."""
+    header, _, end = _head(specs)
+    return len(header) + end
+
+
+def _head(specs: Iterable[TensorSpec]) -> tuple[bytes, dict[str, int], int]:
+    """Everything before the data; where in the data each tensor begins; where the data ends."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offsets: dict[str, int] = {}
     end = 0
-    for spec in specs:
+    for spec in sorted(specs, key=lambda spec: (-spec.dtype.itemsize, spec.name)):
         offsets[spec.name] = end
         end += spec.nbytes
         header[spec.name] = {
@@ -89,12 +103,7 @@ def write_safetensors(path: Path, groups: Sequence[Group]) -> None:
         }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    with atomic_path(path) as partial, partial.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        start = stream.tell()
-        stream.truncate(start + end)
-        for group in groups:
-            _write_group(stream, start, offsets, group)
+    return len(text).to_bytes(8, "little") + text, offsets, end
 
 
 def _write_group(stream: BinaryIO, start: int, offsets: Mapping[str, int], group: Group) -> None:

@@ -1,15 +1,22 @@
-"""A store into a GPTQ-format checkpoint."""
+"""A store into a GPTQ-format checkpoint, and how many bytes that takes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from asvd_q.artefact import ArtefactBytes
 from asvd_q.errors import ExportError
 from asvd_q.quantization import TORCH_TYPES, QuantizedWeight
-from asvd_q_exporters._checkpoint import MatrixFormat, write_checkpoint, write_json
+from asvd_q_exporters._checkpoint import (
+    MatrixFormat,
+    checkpoint_bytes,
+    json_bytes,
+    write_checkpoint,
+    write_json,
+)
 from asvd_q_exporters.gptq.config import quantization_config
 from asvd_q_exporters.gptq.layout import packed_layout
 from asvd_q_exporters.gptq.pack import pack_weight
@@ -19,11 +26,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from asvd_q.artefact import Refusal
-    from asvd_q.plan import FloatType, QuantSpec
+    from asvd_q.models import SourceModel
+    from asvd_q.plan import FloatType, Plan, QuantSpec
     from asvd_q.quantization import StoredWeight
     from asvd_q.store import Store
 
-__all__ = ["write_artefact"]
+__all__ = ["artefact_bytes", "write_artefact"]
+
+_SETTINGS = "quantize_config.json"
 
 
 def write_artefact(
@@ -34,12 +44,42 @@ def write_artefact(
     Raises:
         ExportError: there are refusals; the first one is the message.
     """
-    common = common_spec(store.finished_plan)
-    if refusals or common is None:
+    if refusals:
         raise ExportError(str(refusals[0]))
+    plan = store.finished_plan
     chosen = float_type or store.float_type
-    dtype = TORCH_TYPES[chosen]
-    reordered: list[bool] = []
+
+    def settings() -> dict[str, Any]:
+        config = quantization_config(plan, store.source)
+        write_json(folder / _SETTINGS, config)
+        return {"quantization_config": config}
+
+    write_checkpoint(
+        store,
+        folder,
+        _format(plan, TORCH_TYPES[chosen]),
+        float_type=chosen,
+        extra_config=settings,
+    )
+
+
+def artefact_bytes(plan: Plan, source: SourceModel, float_type: FloatType | None) -> ArtefactBytes:
+    """See `asvd_q.artefact.SizedExporter`."""
+    chosen = float_type or plan.float_type
+    config = quantization_config(plan, source)
+    found = checkpoint_bytes(
+        plan,
+        source,
+        _format(plan, TORCH_TYPES[chosen]),
+        float_type=chosen,
+        extra_config={"quantization_config": config},
+    )
+    return ArtefactBytes(found.weights, {**found.others, _SETTINGS: json_bytes(config)})
+
+
+def _format(plan: Plan, dtype: torch.dtype) -> MatrixFormat:
+    common = common_spec(plan)
+    assert common is not None
 
     def specs(
         shape: tuple[int, int], spec: QuantSpec | None
@@ -57,18 +97,6 @@ def write_artefact(
     def tensors(weight: StoredWeight) -> dict[str, Tensor]:
         if not isinstance(weight, QuantizedWeight):
             return {"weight": weight.dequantize(dtype)}
-        reordered.append(weight.permutation is not None)
         return pack_weight(weight, zero_offset=int(common.symmetric))
 
-    def extra_config() -> dict[str, object]:
-        config = quantization_config(store, act_order=any(reordered))
-        write_json(folder / "quantize_config.json", config)
-        return {"quantization_config": config}
-
-    write_checkpoint(
-        store,
-        folder,
-        MatrixFormat(specs, tensors),
-        float_type=chosen,
-        extra_config=extra_config,
-    )
+    return MatrixFormat(specs, tensors)

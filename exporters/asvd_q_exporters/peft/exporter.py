@@ -19,7 +19,9 @@ from asvd_q_exporters.peft.refusals import refusals as refusals_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from asvd_q.artefact import ArtefactBytes
     from asvd_q.evaluation.torch_runner import TorchRunner
+    from asvd_q.models import SourceModel
     from asvd_q.plan import FloatType, LayerPlan, Plan, Slot
     from asvd_q.store import Store
 
@@ -58,6 +60,12 @@ class PeftExporter:
         A B that several corrections have in common is written out in each of them.
         """
         return stored_bytes(layer, self.float_type)
+
+    def artefact_bytes(self, plan: Plan, source: SourceModel) -> ArtefactBytes:
+        """See `asvd_q.artefact.SizedExporter`."""
+        from asvd_q_exporters.peft.write import artefact_bytes
+
+        return artefact_bytes(plan, source, self.float_type)
 
     def write(self, store: Store, folder: Path) -> None:
         """Write `base/`, a checkpoint with its tokenizer, and `adapter/`.

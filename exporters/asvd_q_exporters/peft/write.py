@@ -1,4 +1,4 @@
-"""A store into a GPTQ-format checkpoint and the adapter that corrects it."""
+"""A store into a GPTQ-format checkpoint and the adapter that corrects it, and their bytes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from asvd_q.artefact import ArtefactBytes
 from asvd_q.errors import ExportError
-from asvd_q.plan import Slot
+from asvd_q.plan import Plan, Slot
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.records import LayerRecord
 from asvd_q.store import Store, StoredLayer
-from asvd_q_exporters._checkpoint import write_json
-from asvd_q_exporters._safetensors import Group, TensorSpec, write_safetensors
+from asvd_q_exporters._checkpoint import json_bytes, write_json
+from asvd_q_exporters._safetensors import (
+    Group,
+    TensorSpec,
+    safetensors_bytes,
+    write_safetensors,
+)
+from asvd_q_exporters.gptq.write import artefact_bytes as base_bytes
 from asvd_q_exporters.gptq.write import write_artefact as write_base
 from asvd_q_exporters.peft.base import codes_alone
 from asvd_q_exporters.peft.config import adapter_config
@@ -23,9 +30,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from asvd_q.artefact import Refusal
+    from asvd_q.models import SourceModel
     from asvd_q.plan import FloatType
 
-__all__ = ["write_artefact"]
+__all__ = ["artefact_bytes", "write_artefact"]
+
+_BASE, _ADAPTER = "base", "adapter"
+_WEIGHTS, _SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 
 _MATRICES: Mapping[Slot, str] = {"B": "lora_A", "A": "lora_B"}
 """PEFT's names, which are the other way round."""
@@ -57,33 +68,58 @@ def write_artefact(
     """
     if refusals:
         raise ExportError(str(refusals[0]))
-    base, adapter = folder / "base", folder / "adapter"
+    base, adapter = folder / _BASE, folder / _ADAPTER
     base.mkdir()
     write_base(_CodesAlone(store), base, [], float_type)
     adapter.mkdir()
     dtype = TORCH_TYPES[float_type or store.float_type]
-    corrected = [record for record in store.records() if record.form == "correction"]
-    groups = [_group(store, record, dtype) for record in corrected]
-    write_safetensors(adapter / "adapter_model.safetensors", groups)
-    ranks = {record.name: record.rank for record in corrected if record.rank is not None}
-    write_json(adapter / "adapter_config.json", adapter_config(ranks, "../base"))
+    plan = store.finished_plan
+    groups = [
+        Group(specs, partial(_tensors, store, name, dtype))
+        for name, specs in _adapter_specs(plan, dtype).items()
+    ]
+    write_safetensors(adapter / _WEIGHTS, groups)
+    write_json(adapter / _SETTINGS, adapter_config(plan.correction_ranks, f"../{_BASE}"))
 
 
-def _group(store: Store, record: LayerRecord, dtype: torch.dtype) -> Group:
-    shapes = record.slot_shapes()
-    names = {
-        slot: f"base_model.model.{record.name}.{matrix}.weight"
-        for slot, matrix in _MATRICES.items()
+def artefact_bytes(plan: Plan, source: SourceModel, float_type: FloatType | None) -> ArtefactBytes:
+    """See `asvd_q.artefact.SizedExporter`."""
+    alone = plan.with_layers({layer.name: codes_alone(layer) for layer in plan})
+    base = base_bytes(alone, source, float_type)
+    specs = _adapter_specs(plan, TORCH_TYPES[float_type or plan.float_type])
+    weights = safetensors_bytes(spec for layer in specs.values() for spec in layer)
+    settings = json_bytes(adapter_config(plan.correction_ranks, f"../{_BASE}"))
+    return ArtefactBytes(
+        {
+            **{f"{_BASE}/{file}": size for file, size in base.weights.items()},
+            f"{_ADAPTER}/{_WEIGHTS}": weights,
+        },
+        {
+            **{f"{_BASE}/{file}": size for file, size in base.others.items()},
+            f"{_ADAPTER}/{_SETTINGS}": settings,
+        },
+    )
+
+
+def _adapter_specs(plan: Plan, dtype: torch.dtype) -> dict[str, tuple[TensorSpec, ...]]:
+    """The adapter's tensors of every corrected layer."""
+    return {
+        layer.name: tuple(
+            TensorSpec(_tensor_name(layer.name, slot), dtype, layer.slot_shapes()[slot])
+            for slot in _MATRICES
+        )
+        for layer in plan
+        if layer.form == "correction"
     }
-    specs = tuple(TensorSpec(name, dtype, shapes[slot]) for slot, name in names.items())
-    return Group(specs, partial(_tensors, store, record.name, names, dtype))
 
 
-def _tensors(
-    store: Store, layer: str, names: Mapping[Slot, str], dtype: torch.dtype
-) -> dict[str, Tensor]:
+def _tensor_name(layer: str, slot: Slot) -> str:
+    return f"base_model.model.{layer}.{_MATRICES[slot]}.weight"
+
+
+def _tensors(store: Store, layer: str, dtype: torch.dtype) -> dict[str, Tensor]:
     weights = store.layer(layer).weights
-    found = {name: weights[slot].dequantize(dtype) for slot, name in names.items()}
+    found = {_tensor_name(layer, slot): weights[slot].dequantize(dtype) for slot in _MATRICES}
     if not all(tensor.isfinite().all() for tensor in found.values()):
         raise ExportError(
             f"{layer}: its correction holds values that {str(dtype).removeprefix('torch.')} "

@@ -21,7 +21,9 @@ from asvd_q_exporters._runner import quiet
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from asvd_q.artefact import ArtefactBytes
     from asvd_q.evaluation.torch_runner import TorchRunner
+    from asvd_q.models import SourceModel
     from asvd_q.plan import FloatType, LayerPlan, Plan, QuantSpec, Slot
     from asvd_q.store import Store
 
@@ -94,6 +96,12 @@ class TransformersExporter:
         if self.options.dequantize:
             return layer.parameters * FLOAT_BYTES["float32"]
         return float_bytes(layer, self.float_type)
+
+    def artefact_bytes(self, plan: Plan, source: SourceModel) -> ArtefactBytes:
+        """See `asvd_q.artefact.SizedExporter`."""
+        from asvd_q_exporters.transformers.write import artefact_bytes
+
+        return artefact_bytes(plan, source, self.float_type)
 
     def write(self, store: Store, folder: Path) -> None:
         """Write weights, configuration, tokenizer and, with low-rank layers, the modelling file.

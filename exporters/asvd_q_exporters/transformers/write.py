@@ -1,4 +1,4 @@
-"""A store into a checkpoint of floating-point matrices."""
+"""A store into a checkpoint of floating-point matrices, and how many bytes that takes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import torch
 
 from asvd_q.errors import ExportError
 from asvd_q.quantization import TORCH_TYPES
-from asvd_q_exporters._checkpoint import MatrixFormat, write_checkpoint
+from asvd_q_exporters._checkpoint import MatrixFormat, checkpoint_bytes, write_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from asvd_q.artefact import Refusal
-    from asvd_q.plan import FloatType, QuantSpec
+    from asvd_q.artefact import ArtefactBytes, Refusal
+    from asvd_q.models import SourceModel
+    from asvd_q.plan import FloatType, Plan, QuantSpec
     from asvd_q.quantization import StoredWeight
     from asvd_q.store import Store
 
-__all__ = ["float_format", "write_artefact"]
+__all__ = ["artefact_bytes", "float_format", "write_artefact"]
 
 
 def float_format(dtype: torch.dtype) -> MatrixFormat:
@@ -51,3 +52,9 @@ def write_artefact(
         raise ExportError(str(refusals[0]))
     chosen = float_type or store.float_type
     write_checkpoint(store, folder, float_format(TORCH_TYPES[chosen]), float_type=chosen)
+
+
+def artefact_bytes(plan: Plan, source: SourceModel, float_type: FloatType | None) -> ArtefactBytes:
+    """See `asvd_q.artefact.SizedExporter`."""
+    chosen = float_type or plan.float_type
+    return checkpoint_bytes(plan, source, float_format(TORCH_TYPES[chosen]), float_type=chosen)

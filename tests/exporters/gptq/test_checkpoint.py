@@ -207,7 +207,9 @@ def test_act_order_is_declared(tmp_path: Path) -> None:
     weight = layer.weights["weight"]
     assert isinstance(weight, QuantizedWeight)
     order = torch.randperm(weight.shape[1]).int()
-    changed = StoredLayer(layer.record, {"weight": replace(weight, permutation=order)})
+    spec = QuantSpec(method="gptq", bits=4, group_size=32, act_order=True)
+    record = layer.record.model_copy(update={"quantization": {"weight": spec}})
+    changed = StoredLayer(record, {"weight": replace(weight, spec=spec, permutation=order)})
     others = [found for found in store.layers() if found.record.block == 0]
     store.write_block(
         0, [changed if other.record.name == layer.record.name else other for other in others]
