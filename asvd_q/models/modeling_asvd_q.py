@@ -18,10 +18,18 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["CorrectedLinear", "LowRankLinear", "auto_map", "register", "swap_factors"]
+__all__ = [
+    "CorrectedLinear",
+    "LowRankLinear",
+    "auto_map",
+    "base_type",
+    "register",
+    "swap_factors",
+]
 
 _PREFIX = "AsvdQ"
 _TYPE_PREFIX = "asvd_q_"
@@ -53,10 +61,12 @@ class LowRankLinear(nn.Module):
         return output
 
 
-class CorrectedLinear(nn.Linear):
+class CorrectedLinear(nn.Module):
     """y = W x + A (B x) + bias, where W (out, in) is coarse and A B makes up for it.
 
     `BLinear` (rank, in) and `ALinear` (out, rank) lie beside the weight; the bias is its own.
+    It is no `nn.Linear`: packages that put a layer of theirs in place of every one of those
+    would drop what lies beside the weight.
     """
 
     def __init__(
@@ -68,13 +78,16 @@ class CorrectedLinear(nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
+        super().__init__()
+        coarse = nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
+        self.weight = coarse.weight
+        self.register_parameter("bias", coarse.bias)
         self.BLinear = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
         self.ALinear = nn.Linear(rank, out_features, bias=False, device=device, dtype=dtype)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         correction: torch.Tensor = self.ALinear(self.BLinear(hidden_states))
-        return super().forward(hidden_states) + correction
+        return functional.linear(hidden_states, self.weight, self.bias) + correction
 
 
 def swap_factors(
@@ -148,6 +161,11 @@ def auto_map(base: type[PreTrainedConfig]) -> dict[str, str]:
     stem = "modeling_asvd_q"
     classes = {"AutoConfig": base, **_base_models(base)}
     return {name: f"{stem}.{_PREFIX}{found.__name__}" for name, found in classes.items()}
+
+
+def base_type(model_type: str) -> str:
+    """The architecture that a checkpoint's `model_type` builds on: "asvd_q_llama" → "llama"."""
+    return model_type.removeprefix(_TYPE_PREFIX)
 
 
 def register(base: type[PreTrainedConfig]) -> str:

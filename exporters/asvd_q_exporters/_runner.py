@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asvd_q.errors import ArtefactError
+from asvd_q.errors import ArtefactError, ModelError
 from asvd_q.process import quiet
 
 if TYPE_CHECKING:
@@ -34,21 +34,23 @@ def load_model(
         raise ArtefactError(f"{folder} has no readable config.json: {error}") from error
     with quiet():
         from safetensors import SafetensorError
-        from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-        from asvd_q.models.modeling_asvd_q import register
+        from asvd_q.integrations.transformers import register
+        from asvd_q.models.modeling_asvd_q import base_type
 
-        base = model_type.removeprefix("asvd_q_")
-        if base != model_type and base in CONFIG_MAPPING:
-            register(CONFIG_MAPPING[base])
         try:
+            if base_type(model_type) != model_type:
+                register(model_type)
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
             if quantization:
                 config.quantization_config |= quantization
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=dtype, local_files_only=True
             )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (
+            OSError, ValueError, KeyError, RuntimeError, ModelError, SafetensorError
+        ) as error:
             reason = str(error).strip().splitlines()
             raise ArtefactError(
                 f"{folder} cannot be loaded: {reason[0] if reason else type(error).__name__}"
