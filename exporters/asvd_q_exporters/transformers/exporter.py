@@ -11,7 +11,7 @@ from pydantic import BaseModel, model_validator
 from asvd_q.artefact import ParityBounds, Refusal
 from asvd_q.plan import FLOAT_BYTES
 from asvd_q_exporters._options import (
-    KERNEL_BOUNDS,
+    TORCH_BOUNDS,
     CheckpointOptions,
     coarsest,
     float_bytes,
@@ -29,10 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TransformersExporter", "TransformersOptions"]
 
-_EXACT = ParityBounds(relative_error=1e-5, kl=1e-6, agreement=0.99)
-"""In float32 the same torch kernels run on the same weights; measured difference: none."""
-
-_INSTEAD = {"nf4": "export it with onnx"}
+_INSTEAD = {"nf4": "export it with bitsandbytes or onnx"}
 _DEQUANTIZE = "set dequantize: true, which writes the floats that codes stand for"
 
 
@@ -73,8 +70,7 @@ class TransformersExporter:
             raise TypeError(f"options of transformers are TransformersOptions, not {type(chosen)}")
         self.options = chosen
         self.float_type: FloatType | None = "float32" if chosen.dequantize else chosen.dtype
-        coarse = coarsest(chosen.dtype, chosen.compute_dtype)
-        self.bounds = _EXACT if coarse == "float32" else KERNEL_BOUNDS[coarse]
+        self.bounds: ParityBounds = TORCH_BOUNDS[coarsest(chosen.dtype, chosen.compute_dtype)]
 
     def can_express(self, plan: Plan) -> list[Refusal]:
         """Every layer that is quantized: this format holds floating point alone."""

@@ -304,7 +304,7 @@ def test_nf4_is_sent_to_the_format_that_holds_it() -> None:
     plan = Plan(float_type="float32", layers=(layer,))
     (refusal,) = TransformersExporter().can_express(plan)
     assert "nf4" in refusal.reason
-    assert refusal.instead.startswith("export it with onnx, or set dequantize: true")
+    assert refusal.instead.startswith("export it with bitsandbytes or onnx, or set dequantize")
     assert OnnxExporter().can_express(plan) == []
 
 

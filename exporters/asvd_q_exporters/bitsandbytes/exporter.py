@@ -1,0 +1,98 @@
+"""The bitsandbytes exporter. Heavy modules are imported where they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import BaseModel
+
+from asvd_q.artefact import ParityBounds, Refusal
+from asvd_q.errors import MissingExtraError
+from asvd_q_exporters._options import (
+    TORCH_BOUNDS,
+    CheckpointOptions,
+    coarsest,
+)
+from asvd_q_exporters._runner import quiet
+from asvd_q_exporters.bitsandbytes.layout import stored_bytes
+from asvd_q_exporters.bitsandbytes.refusals import refusals as refusals_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from asvd_q.evaluation.torch_runner import TorchRunner
+    from asvd_q.plan import FloatType, LayerPlan, Plan, Slot
+    from asvd_q.store import Store
+
+__all__ = ["BitsAndBytesExporter", "BitsAndBytesOptions"]
+
+
+class BitsAndBytesOptions(CheckpointOptions):
+    """Options of the bitsandbytes format."""
+
+
+class BitsAndBytesExporter:
+    """Writes a store's NF4 codes as transformers saves a model in 4 bits.
+
+    transformers loads it with bitsandbytes installed, without this package. With factors it
+    needs `trust_remote_code=True`, which runs the modelling file beside the weights; without any
+    it is an ordinary 4-bit checkpoint of the source's architecture. Block sizes and double
+    quantization may differ between matrices, and any of them may stay in floating point.
+    """
+
+    name: ClassVar[str] = "bitsandbytes"
+    options_model: ClassVar[type[BaseModel]] = BitsAndBytesOptions
+
+    def __init__(self, options: BaseModel | None = None) -> None:
+        chosen = BitsAndBytesOptions() if options is None else options
+        if not isinstance(chosen, BitsAndBytesOptions):
+            raise TypeError(f"options of bitsandbytes are BitsAndBytesOptions, not {type(chosen)}")
+        self.options = chosen
+        self.float_type: FloatType | None = chosen.dtype
+        self.bounds: ParityBounds = TORCH_BOUNDS[coarsest(chosen.dtype, chosen.compute_dtype)]
+
+    def can_express(self, plan: Plan) -> list[Refusal]:
+        """Methods other than nf4, corrections, and shapes that its kernels for CPUs do not take."""
+        return refusals_of(plan)
+
+    def stored_bytes(self, layer: LayerPlan) -> int:
+        """Bytes of the layer's tensors: codes, scales, tables, JSON, floats."""
+        return stored_bytes(layer, self.float_type)
+
+    def write(self, store: Store, folder: Path) -> None:
+        """Write weights, configuration, tokenizer and, with factors, the modelling file.
+
+        Raises:
+            ExportError: naming the layer that the format cannot hold.
+        """
+        from asvd_q_exporters.bitsandbytes.write import write_artefact
+
+        refusals = self.can_express(store.finished_plan)
+        write_artefact(store, folder, refusals, self.float_type)
+
+    def open(self, folder: Path) -> TorchRunner:
+        """The checkpoint in transformers with bitsandbytes' portable kernels, on the CPU.
+
+        Raises:
+            MissingExtraError: bitsandbytes is not installed.
+            ArtefactError: the folder is no checkpoint, or is damaged.
+        """
+        if find_spec("bitsandbytes") is None:
+            raise MissingExtraError("bitsandbytes", "nf4", "run a bitsandbytes checkpoint")
+        with quiet():
+            from asvd_q_exporters.bitsandbytes.runner import open_runner
+
+        return open_runner(folder, self.options.compute_dtype)
+
+    def read(self, folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
+        """The matrices in the weight files, unpacked with numpy alone.
+
+        Raises:
+            ArtefactError: a file is damaged, or a matrix is missing.
+        """
+        from asvd_q_exporters.bitsandbytes.unpack import read_layers
+
+        yield from read_layers(folder)

@@ -1,0 +1,71 @@
+"""What a bitsandbytes checkpoint cannot hold, said before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from asvd_q.artefact import Refusal
+from asvd_q.spec import NF4_BLOCKS
+from asvd_q_exporters.bitsandbytes.layout import METHOD, ROWS, kernels_take
+
+if TYPE_CHECKING:
+    from asvd_q.plan import LayerPlan, Plan, QuantSpec
+
+__all__ = ["refusals"]
+
+
+def refusals(plan: Plan) -> list[Refusal]:
+    """All layers that the format cannot hold; empty when it can hold the plan."""
+    if not any(spec for layer in plan for spec in layer.quantization.values()):
+        return [
+            Refusal(
+                plan.layers[0].name if plan.layers else "the model",
+                "no layer is quantized, and a bitsandbytes checkpoint needs at least one",
+                "export it with transformers",
+            )
+        ]
+    return [refusal for layer in plan for refusal in _of_layer(layer)]
+
+
+def _of_layer(layer: LayerPlan) -> Iterator[Refusal]:
+    if layer.form == "correction":
+        yield Refusal(
+            layer.name,
+            "transformers puts a plain 4-bit layer in place of a corrected one, which loses the "
+            "correction",
+            "export it with onnx",
+        )
+        return
+    for slot, shape in layer.slot_shapes().items():
+        spec = layer.quantization[slot]
+        if spec is None:
+            continue
+        if spec.method != METHOD:
+            yield Refusal(
+                layer.name,
+                f"bitsandbytes has no place for the {spec.bits}-bit codes that {spec.method} makes",
+                f"export it with gptq or onnx, or quantize it with {METHOD}",
+            )
+        elif not kernels_take(shape, spec):
+            yield Refusal(
+                layer.name,
+                f"matrix {slot} of {shape[0]} × {shape[1]} in blocks of {spec.group_size}: "
+                f"bitsandbytes' kernels for CPUs want multiples of {ROWS} output channels and of "
+                "the block for input channels, and fail or misread others",
+                _instead(layer, shape, spec),
+            )
+
+
+def _instead(layer: LayerPlan, shape: tuple[int, int], spec: QuantSpec) -> str:
+    """Another rank, or the widest blocks below the present ones that fit."""
+    block = spec.group_size
+    if layer.rank is not None and layer.rank % block:
+        return f"use rank_multiple {block}" + (
+            f", or {ROWS} with group_size {ROWS}" if block > ROWS else ""
+        )
+    for size in reversed(NF4_BLOCKS):
+        smaller = spec.model_copy(update={"group_size": size})
+        if size < block and kernels_take(shape, smaller):
+            return f"use group_size {size}"
+    return "leave it in floating point"
