@@ -14,13 +14,13 @@ from asvd_q_exporters._checkpoint import MODULES
 from asvd_q_exporters.bitsandbytes.layout import METHOD
 
 if TYPE_CHECKING:
-    from asvd_q.plan import FloatType
-    from asvd_q.store import Store
+    from asvd_q.models import SourceModel
+    from asvd_q.plan import FloatType, Plan
 
 __all__ = ["quantization_config"]
 
 
-def quantization_config(store: Store, float_type: FloatType) -> dict[str, Any]:
+def quantization_config(plan: Plan, source: SourceModel, float_type: FloatType) -> dict[str, Any]:
     """`quantization_config` in `config.json`, key for key as transformers writes it.
 
     `bnb_4bit_use_double_quant` tells what some matrix has; loaders go by each one's own tensors.
@@ -33,7 +33,7 @@ def quantization_config(store: Store, float_type: FloatType) -> dict[str, Any]:
     """
     double = any(
         spec is not None and spec.double_quant
-        for layer in store.finished_plan
+        for layer in plan
         for spec in layer.quantization.values()
     )
     return {
@@ -45,7 +45,7 @@ def quantization_config(store: Store, float_type: FloatType) -> dict[str, Any]:
         "bnb_4bit_use_double_quant": double,
         "llm_int8_enable_fp32_cpu_offload": False,
         "llm_int8_has_fp16_weight": False,
-        "llm_int8_skip_modules": _float_modules(store),
+        "llm_int8_skip_modules": _float_modules(plan, source),
         "llm_int8_threshold": 6.0,
         "load_in_4bit": True,
         "load_in_8bit": False,
@@ -53,20 +53,20 @@ def quantization_config(store: Store, float_type: FloatType) -> dict[str, Any]:
     }
 
 
-def _float_modules(store: Store) -> list[str]:
+def _float_modules(plan: Plan, source: SourceModel) -> list[str]:
     """Names of all linear layers that are not quantized, the head among them.
 
     Each is listed as in the causal language model and, for loaders of the model without its
     head, as in there.
     """
-    model = build_skeleton(store.source).model
+    model = build_skeleton(source).model
     linear = {
         name: None
         for name, module in model.named_modules()
         if isinstance(module, Conv1D) or type(module) is nn.Linear
     }
     quantized = []
-    for layer in store.finished_plan:
+    for layer in plan:
         linear.pop(layer.name, None)
         for slot, spec in layer.quantization.items():
             name = layer.name + MODULES[slot]

@@ -23,7 +23,9 @@ from asvd_q_exporters.bitsandbytes.refusals import refusals as refusals_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from asvd_q.artefact import ArtefactBytes
     from asvd_q.evaluation.torch_runner import TorchRunner
+    from asvd_q.models import SourceModel
     from asvd_q.plan import FloatType, LayerPlan, Plan, Slot
     from asvd_q.store import Store
 
@@ -61,6 +63,12 @@ class BitsAndBytesExporter:
     def stored_bytes(self, layer: LayerPlan) -> int:
         """Bytes of the layer's tensors: codes, scales, tables, JSON, floats."""
         return stored_bytes(layer, self.float_type)
+
+    def artefact_bytes(self, plan: Plan, source: SourceModel) -> ArtefactBytes:
+        """See `asvd_q.artefact.SizedExporter`."""
+        from asvd_q_exporters.bitsandbytes.write import artefact_bytes
+
+        return artefact_bytes(plan, source, self.float_type)
 
     def write(self, store: Store, folder: Path) -> None:
         """Write weights, configuration, tokenizer and, with factors, the modelling file.

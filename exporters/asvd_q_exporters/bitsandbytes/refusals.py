@@ -32,8 +32,8 @@ def _of_layer(layer: LayerPlan) -> Iterator[Refusal]:
     if layer.form == "correction":
         yield Refusal(
             layer.name,
-            "transformers puts a plain 4-bit layer in place of a corrected one, which loses the "
-            "correction",
+            "transformers reads 4-bit codes into whole linear layers alone, and a corrected one "
+            "is more than that",
             "export it with onnx",
         )
         return

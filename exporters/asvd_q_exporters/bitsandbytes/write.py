@@ -1,4 +1,4 @@
-"""A store into a bitsandbytes checkpoint."""
+"""A store into a bitsandbytes checkpoint, and how many bytes that takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from asvd_q.errors import ExportError
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.quantization.nf4 import Nf4Weight
-from asvd_q_exporters._checkpoint import MatrixFormat, write_checkpoint
+from asvd_q_exporters._checkpoint import MatrixFormat, checkpoint_bytes, write_checkpoint
 from asvd_q_exporters.bitsandbytes.config import quantization_config
 from asvd_q_exporters.bitsandbytes.layout import tensor_shapes
 from asvd_q_exporters.bitsandbytes.pack import pack_weight
@@ -18,12 +18,13 @@ from asvd_q_exporters.bitsandbytes.pack import pack_weight
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from asvd_q.artefact import Refusal
-    from asvd_q.plan import FloatType, QuantSpec
+    from asvd_q.artefact import ArtefactBytes, Refusal
+    from asvd_q.models import SourceModel
+    from asvd_q.plan import FloatType, Plan, QuantSpec
     from asvd_q.quantization import StoredWeight
     from asvd_q.store import Store
 
-__all__ = ["write_artefact"]
+__all__ = ["artefact_bytes", "write_artefact"]
 
 
 def write_artefact(
@@ -38,8 +39,30 @@ def write_artefact(
     if refusals:
         raise ExportError(str(refusals[0]))
     chosen = float_type or store.float_type
-    dtype = TORCH_TYPES[chosen]
-    config = quantization_config(store, chosen)
+    config = quantization_config(store.finished_plan, store.source, chosen)
+    write_checkpoint(
+        store,
+        folder,
+        _format(chosen),
+        float_type=chosen,
+        extra_config=lambda: {"quantization_config": config},
+    )
+
+
+def artefact_bytes(plan: Plan, source: SourceModel, float_type: FloatType | None) -> ArtefactBytes:
+    """See `asvd_q.artefact.SizedExporter`."""
+    chosen = float_type or plan.float_type
+    return checkpoint_bytes(
+        plan,
+        source,
+        _format(chosen),
+        float_type=chosen,
+        extra_config={"quantization_config": quantization_config(plan, source, chosen)},
+    )
+
+
+def _format(float_type: FloatType) -> MatrixFormat:
+    dtype = TORCH_TYPES[float_type]
 
     def specs(
         shape: tuple[int, int], spec: QuantSpec | None
@@ -48,18 +71,12 @@ def write_artefact(
             return {"weight": (dtype, shape)}
         return {
             name: (torch.uint8 if kind == "uint8" else torch.float32, dimensions)
-            for name, (kind, dimensions) in tensor_shapes(shape, spec, chosen).items()
+            for name, (kind, dimensions) in tensor_shapes(shape, spec, float_type).items()
         }
 
     def tensors(weight: StoredWeight) -> dict[str, Tensor]:
         if isinstance(weight, Nf4Weight):
-            return pack_weight(weight, chosen)
+            return pack_weight(weight, float_type)
         return {"weight": weight.dequantize(dtype)}
 
-    write_checkpoint(
-        store,
-        folder,
-        MatrixFormat(specs, tensors),
-        float_type=chosen,
-        extra_config=lambda: {"quantization_config": config},
-    )
+    return MatrixFormat(specs, tensors)

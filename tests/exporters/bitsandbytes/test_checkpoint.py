@@ -15,6 +15,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 
+from asvd_q.artefact import METADATA_FILE
 from asvd_q.errors import ArtefactError, ExportError, MissingExtraError
 from asvd_q.metrics import relative_error
 from asvd_q.models import SourceModel
@@ -103,6 +104,10 @@ def test_checkpoints_are_written_read_and_run(
             if name.startswith(f"{layer.name}.") and not name.endswith(".bias")
         )
         assert counting.stored_bytes(layer) == found
+    predicted = exporter.artefact_bytes(store.finished_plan, store.source)
+    assert {**predicted.weights, **predicted.others} == {
+        path.name: path.stat().st_size for path in folder.iterdir() if path.name != METADATA_FILE
+    }
     config = config_of(folder)
     assert config.get("truncation_ranks", {}) == store.plan.ranks
     assert config["quantization_config"]["bnb_4bit_compute_dtype"] == store.float_type

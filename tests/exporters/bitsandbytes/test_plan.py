@@ -73,7 +73,7 @@ def test_what_works_is_not_refused() -> None:
         (layer((128, 96), rank=64), "B of 64 × 96", "use group_size 32"),
         (layer((48, 64)), "32 output channels", "leave it in floating point"),
         (layer((64, 80)), "in blocks of 64", "leave it in floating point"),
-        (layer(rank=32, form="correction"), "loses the correction", "export it with onnx"),
+        (layer(rank=32, form="correction"), "a corrected one", "export it with onnx"),
     ],
 )
 def test_refusals_name_the_layer_and_a_way_out(found: LayerPlan, reason: str, instead: str) -> None:
