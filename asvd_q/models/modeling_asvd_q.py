@@ -69,6 +69,8 @@ class CorrectedLinear(nn.Module):
     would drop what lies beside the weight.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         in_features: int,
