@@ -24,7 +24,6 @@ from asvd_q.errors import AsvdQError
 
 if TYPE_CHECKING:
     from asvd_q.evaluation.quality import Quality
-    from asvd_q.preparation import Prepared
     from asvd_q.recipe import Recipe
 
 __all__ = ["app", "main"]
@@ -135,17 +134,17 @@ def plan(
 ) -> None:
     """What a recipe would do: layers, ranks, bytes, memory, time, exporters. Changes nothing."""
     loaded = _load(recipe, with_budget(overrides, size, bits_per_weight))
-    from asvd_q.artefact import available_exporters
     from asvd_q.budget.solving import BudgetResult
     from asvd_q.pipeline import prepare_known
     from asvd_q.report import tables
     from asvd_q.report.budget import budget_summary
     from asvd_q.report.estimate import estimate
-    from asvd_q.report.tables import Table, plan_table, print_table
+    from asvd_q.report.outlook import export_outlooks, outlook_table
+    from asvd_q.report.tables import plan_table, print_table
 
     prepared, found = prepare_known(loaded)
     needed = estimate(prepared.recipe, prepared.skeleton, prepared.plan)
-    exporters = [_export_outlook(prepared, name) for name in available_exporters()]
+    outlooks = export_outlooks(prepared)
     if as_json:
         content = {
             "plan": prepared.plan.model_dump(mode="json"),
@@ -153,22 +152,13 @@ def plan(
             "predicted_bytes": prepared.plan.predicted_bytes,
             "predicted_loss": found.predicted_loss if found is not None else None,
             "estimate": needed.model_dump(mode="json"),
-            "exporters": exporters,
+            "exporters": [one.model_dump(mode="json") for one in outlooks],
         }
         print(json.dumps(content, indent=1))  # noqa: T201
         return
     console = _console()
     print_table(console, plan_table(prepared.plan.layers, f"Plan for {prepared.source.name}"))
-    rows = tuple(
-        (
-            str(entry["exporter"]),
-            "yes" if entry["bytes"] is not None else "no",
-            "–" if entry["bytes"] is None else tables.size(int(entry["bytes"])),
-            str(entry["refusal"] or ""),
-        )
-        for entry in exporters
-    )
-    print_table(console, Table("Exporters", ("exporter", "can hold it", "layers", "why not"), rows))
+    print_table(console, outlook_table(outlooks))
     _say(
         f"kept {prepared.plan.kept_ratio:.4f} of the layers' parameters; the model as a store "
         f"counts it: {tables.size(prepared.plan.predicted_bytes)}"
@@ -277,7 +267,10 @@ def export_command(
         print(artefact.model_dump_json(indent=1))  # noqa: T201
         return
     proof = artefact.proof
-    _say(f"{run_folder / artefact.folder}: {size(artefact.bytes)}, {proof.status}")
+    _say(
+        f"{run_folder / artefact.folder}: {size(artefact.bytes)}, predicted "
+        f"{size(artefact.predicted.folder)}, {proof.status}"
+    )
     if proof.relative_error is not None:
         _say(f"{proof.runtime}: relative logit error {proof.relative_error:.2e}")
     elif proof.detail:
@@ -398,20 +391,6 @@ def _load(path: Path, overrides: list[str] | None) -> Recipe:
     from asvd_q.recipe import load_recipe
 
     return load_recipe(path, overrides or ())
-
-
-def _export_outlook(prepared: Prepared, name: str) -> dict[str, str | int | None]:
-    """Whether an exporter, with the recipe's options or its defaults, can take the plan."""
-    from asvd_q.exporting import make_exporter
-
-    named = [exporter for section, exporter in prepared.exports if section.format == name]
-    exporter = named[0] if named else make_exporter(name, {}, where="options", file=name)
-    refused = exporter.can_express(prepared.plan)
-    if refused:
-        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-        return {"exporter": name, "bytes": None, "refusal": f"{refused[0]}{more}"}
-    layers = sum(exporter.stored_bytes(layer) for layer in prepared.plan)
-    return {"exporter": name, "bytes": layers, "refusal": None}
 
 
 def _console(*, stderr: bool = False) -> Any:

@@ -12,9 +12,10 @@ from asvd_q.artefact import METADATA_FILE, Exporter, Refusal, exporter_class
 from asvd_q.errors import ExportError, RecipeError
 from asvd_q.evaluation.proof import prove
 from asvd_q.evaluation.runners import model_runner
-from asvd_q.files import atomic_folder, folder_bytes, make_folder, write_text
+from asvd_q.files import atomic_folder, make_folder, write_text
 from asvd_q.recipe import explain_validation_error
 from asvd_q.report.run import ArtefactRecord
+from asvd_q.sizes import footprint, measured_footprint, metadata_text, predict_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,15 +81,19 @@ def export_store(
     make_folder(target.parent)
     resolved = exporter.options_model.model_validate(dict(options)).model_dump(mode="json")
     metadata = store.metadata(exporter.name, resolved)
+    predicted = predict_files(exporter, store.plan, store.source)
     with atomic_folder(target) as partial:
         exporter.write(store, partial)
-        write_text(partial / METADATA_FILE, metadata.model_dump_json(indent=1) + "\n")
+        write_text(partial / METADATA_FILE, metadata_text(metadata))
         reference = model_runner(store.source, store.replaced)
         proof = prove(exporter, partial, store, reference, tokens)
+    real = measured_footprint(target, predicted)
     return ArtefactRecord(
         name=name,
         format=exporter.name,
         folder=str(target.relative_to(run_folder)),
-        bytes=folder_bytes(target),
+        bytes=real.folder,
+        weight_bytes=real.weights,
+        predicted=footprint(predicted),
         proof=proof,
     )

@@ -119,12 +119,15 @@ class Plan(_Frozen):
         layers: also those that stay as they are, each with its reason.
         other_bytes: tensors no layer plan covers (embeddings, norms, biases, an untouched head),
             in `float_type`.
+        one_factor: layers that read the same input and whose corrections have one B, where rank
+            and settings are the same: groups of names. Empty where each has a B of its own.
     """
 
     version: Literal[1] = 1
     float_type: FloatType
     layers: tuple[LayerPlan, ...]
     other_bytes: int = 0
+    one_factor: tuple[tuple[str, ...], ...] = ()
 
     def __iter__(self) -> Iterator[LayerPlan]:  # type: ignore[override]
         return iter(self.layers)
@@ -158,6 +161,20 @@ class Plan(_Frozen):
             if layer.form == form and layer.rank is not None
         }
 
+    def same_factors(self) -> dict[str, str]:
+        """Corrected layer → the first one that has its B, for all but those that come first."""
+        corrected = {layer.name: layer for layer in self.layers if layer.form == "correction"}
+        found: dict[str, str] = {}
+        for names in self.one_factor:
+            first: list[LayerPlan] = []
+            for layer in (corrected[name] for name in names if name in corrected):
+                twin = next((other for other in first if _same_factor(other, layer)), None)
+                if twin is None:
+                    first.append(layer)
+                else:
+                    found[layer.name] = twin.name
+        return found
+
     @property
     def weights(self) -> int:
         """Weights of the planned layers, as they are in the dense model."""
@@ -172,6 +189,10 @@ class Plan(_Frozen):
     def predicted_bytes(self) -> int:
         """Bytes of the whole model in the store's count."""
         return self.other_bytes + sum(layer.predicted_bytes for layer in self.layers)
+
+
+def _same_factor(one: LayerPlan, other: LayerPlan) -> bool:
+    return one.rank == other.rank and one.quantization["B"] == other.quantization["B"]
 
 
 def factor_parameters(shape: tuple[int, int], rank: int) -> int:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from asvd_q.plan import FloatType, Form, LayerPlan, QuantSpec, Slot
 
-__all__ = ["ArtefactMetadata", "LayerRecord", "SourceIdentity"]
+__all__ = ["ArtefactMetadata", "Footprint", "LayerRecord", "SourceIdentity"]
 
 
 class _Frozen(BaseModel):
@@ -83,6 +83,18 @@ class SourceIdentity(_Frozen):
     model_type: str
     weights_sha256: str
     revision: str | None = None
+
+
+class Footprint(_Frozen):
+    """Bytes of an artefact on disk.
+
+    Attributes:
+        weights: of the files that hold tensors.
+        folder: of all files.
+    """
+
+    weights: int
+    folder: int
 
 
 class ArtefactMetadata(_Frozen):

@@ -1,41 +1,31 @@
-"""How many bytes an artefact will take, said from a plan and the headers of the source's weights."""
+"""How many bytes an artefact will take, from a plan and the headers of the source's weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
-
 from asvd_q import __version__
 from asvd_q.artefact import METADATA_FILE, ArtefactBytes, Exporter, SizedExporter
 from asvd_q.budget.counting import Count
 from asvd_q.files import folder_bytes
 from asvd_q.plan import FLOAT_BYTES, LayerPlan, Plan
-from asvd_q.records import ArtefactMetadata, LayerRecord, SourceIdentity
+from asvd_q.records import ArtefactMetadata, Footprint, LayerRecord, SourceIdentity
 
 if TYPE_CHECKING:
     from asvd_q.models import SourceModel
 
-__all__ = ["Footprint", "expected_metadata", "measured_footprint", "metadata_text", "predict_files"]
+__all__ = [
+    "expected_metadata",
+    "footprint",
+    "measured_footprint",
+    "metadata_text",
+    "predict_files",
+]
 
 _HASH = "0" * 64
 _ERROR = 0.012345678901234567
 """An error with as many digits as most have."""
-
-
-class Footprint(BaseModel):
-    """Bytes of an artefact on disk.
-
-    Attributes:
-        weights: of the files that hold tensors.
-        folder: of all files.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    weights: int
-    folder: int
 
 
 def predict_files(exporter: Exporter, plan: Plan, source: SourceModel) -> ArtefactBytes:
@@ -69,6 +59,12 @@ def measured_footprint(folder: Path, predicted: ArtefactBytes) -> Footprint:
     )
 
 
+def footprint(files: ArtefactBytes) -> Footprint:
+    """Predicted files in two numbers."""
+    weights = sum(files.weights.values())
+    return Footprint(weights=weights, folder=weights + sum(files.others.values()))
+
+
 def metadata_text(metadata: ArtefactMetadata) -> str:
     """Content of the metadata file."""
     return metadata.model_dump_json(indent=1) + "\n"
@@ -99,7 +95,7 @@ def expected_metadata(
 
 
 def _record(layer: LayerPlan, plan: Plan) -> LayerRecord:
-    stages = ["decompose"] if layer.rank is not None else []
+    stages = ["decompose"] if layer.form == "factors" else []
     if any(layer.quantization.values()):
         stages.append("quantize")
     return LayerRecord(

@@ -15,7 +15,7 @@ from asvd_q.errors import ArtefactError, first_line
 from asvd_q.evaluation.proof import Proof
 from asvd_q.evaluation.quality import Quality
 from asvd_q.files import write_text
-from asvd_q.records import LayerRecord, SourceIdentity
+from asvd_q.records import Footprint, LayerRecord, SourceIdentity
 from asvd_q.report.resources import StageRecord
 
 __all__ = ["RUN_FILE", "ArtefactRecord", "CorpusRecord", "Quantity", "RunRecord", "versions"]
@@ -61,12 +61,20 @@ class Quantity(_Frozen):
 
 
 class ArtefactRecord(_Frozen):
-    """One exported artefact: where it lies in the run folder, how large, how well proven."""
+    """One exported artefact: where it lies in the run folder, how large, how well proven.
+
+    Attributes:
+        bytes: of all its files.
+        weight_bytes: of those that hold tensors.
+        predicted: both as the plan said, before there was a store.
+    """
 
     name: str
     format: str
     folder: str
     bytes: int
+    weight_bytes: int
+    predicted: Footprint
     proof: Proof
 
 

@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 
 from asvd_q.plan import LayerPlan, QuantSpec, Slot
 from asvd_q.records import LayerRecord
-from asvd_q.report.run import RunRecord
+from asvd_q.report.run import ArtefactRecord, RunRecord
 
 __all__ = [
     "Table",
@@ -130,6 +130,7 @@ def artefact_table(record: RunRecord) -> Table:
             artefact.name,
             artefact.format,
             size(artefact.bytes),
+            f"{size(artefact.predicted.folder)} ({_off(artefact)})",
             artefact.proof.status,
             artefact.proof.runtime or artefact.proof.detail or "–",
             _number(artefact.proof.relative_error),
@@ -138,8 +139,13 @@ def artefact_table(record: RunRecord) -> Table:
         )
         for artefact in record.artefacts
     ]
-    columns = ("artefact", "format", "size", "proof", "runtime", "logit error", "KL")
+    columns = ("artefact", "format", "size", "predicted", "proof", "runtime", "logit error", "KL")
     return Table("Artefacts", (*columns, "same arg max"), tuple(rows))
+
+
+def _off(artefact: ArtefactRecord) -> str:
+    """How far the prediction is from what lies on the disk."""
+    return f"{artefact.predicted.folder / artefact.bytes - 1:+.2%}"
 
 
 def _shape(shape: tuple[int, int]) -> str:

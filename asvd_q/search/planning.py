@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 
 from asvd_q.errors import RankError, RecipeError
+from asvd_q.models.inputs import shared_inputs
 from asvd_q.models.refs import WeightRef
 from asvd_q.models.skeleton import Skeleton
 from asvd_q.models.source import SourceModel
@@ -52,6 +53,7 @@ def make_plan(
         float_type=float_type,
         layers=layers,
         other_bytes=(total - planned) * FLOAT_BYTES[float_type],
+        one_factor=_one_factor(recipe, skeleton),
     )
 
 
@@ -140,6 +142,13 @@ def _correction_ranks(
                 f"`correct` would correct it with rank {rank}: exclude it from one of the two"
             )
     return found
+
+
+def _one_factor(recipe: Recipe, skeleton: Skeleton) -> tuple[tuple[str, ...], ...]:
+    """The method that reads B from the input alone gives all layers of an input the same."""
+    if recipe.correct is None or recipe.correct.method != "inside":
+        return ()
+    return shared_inputs(skeleton)
 
 
 def _corrected(weight: WeightRef, rank: int, recipe: Recipe, float_type: FloatType) -> LayerPlan:

@@ -17,6 +17,8 @@ from asvd_q_exporters.onnx.operators import OPERATORS
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from asvd_q.artefact import ArtefactBytes
+    from asvd_q.models import SourceModel
     from asvd_q.plan import FloatType, LayerPlan, Plan, QuantSpec, Slot
     from asvd_q.store import Store
     from asvd_q_exporters.onnx.nodes import MatrixNode
@@ -93,6 +95,12 @@ class OnnxExporter:
             else:
                 total += OPERATORS[spec.method].stored_bytes(shape, spec, dtype)
         return total
+
+    def artefact_bytes(self, plan: Plan, source: SourceModel) -> ArtefactBytes:
+        """See `asvd_q.artefact.SizedExporter`; of the graph, nodes are estimated."""
+        from asvd_q_exporters.onnx.sizes import artefact_bytes
+
+        return artefact_bytes(plan, source, self.options)
 
     def write(self, store: Store, folder: Path) -> None:
         """Write `model.onnx`, `config.json` and the tokenizer's files.

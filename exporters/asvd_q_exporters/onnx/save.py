@@ -8,6 +8,7 @@ Source: https://protobuf.dev/programming-guides/encoding/ and onnx.proto.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import onnx_ir
 from asvd_q.errors import ExportError
 from asvd_q.files import atomic_path
 
-__all__ = ["DATA_FILE", "MODEL_FILE", "save"]
+__all__ = ["DATA_FILE", "MODEL_FILE", "property_bytes", "save", "saved_bytes"]
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx_data"
@@ -32,22 +33,37 @@ _GRAPH_INITIALIZER = bytes([5 << 3 | 2])
 _TENSOR_RAW_DATA = bytes([9 << 3 | 2])
 
 
+Tensors = Sequence[tuple[str, onnx_ir.TensorProtocol]]
+
+
 @dataclass(frozen=True)
 class _Entry:
-    """A TensorProto in pieces: all but its values, and the values still to be read."""
+    """A TensorProto in pieces: all but its values, and the values still to be read.
+
+    Attributes:
+        offset: where the values lie in the other file; None where they follow the header.
+    """
 
     header: bytes
-    values: onnx_ir.TensorProtocol | None = None
+    name: str
+    values: onnx_ir.TensorProtocol
+    offset: int | None = None
 
     @property
     def prefix(self) -> bytes:
-        if self.values is None:
+        if self.offset is not None:
             return self.header
         return self.header + _TENSOR_RAW_DATA + _varint(self.values.nbytes)
 
     @property
     def size(self) -> int:
-        return len(self.prefix) + (0 if self.values is None else self.values.nbytes)
+        """Bytes in the graph."""
+        return len(self.prefix) + (self.values.nbytes if self.offset is None else 0)
+
+    @property
+    def framed(self) -> int:
+        """Bytes in the graph with what announces them."""
+        return 1 + len(_varint(self.size)) + self.size
 
 
 def save(model: onnx_ir.Model, folder: Path, external_data: bool | str) -> None:
@@ -62,7 +78,37 @@ def save(model: onnx_ir.Model, folder: Path, external_data: bool | str) -> None:
         ExportError: too large for one file, and `external_data` forbids a second.
     """
     values = list(model.graph.initializers.values())
-    tensors = [(value.name, value.const_value) for value in values]
+    entries, end = _entries([(value.name, value.const_value) for value in values], external_data)
+    if end:
+        _write_data(entries, folder / DATA_FILE)
+    model.graph.initializers.clear()
+    proto = onnx_ir.to_proto(model)
+    for value in values:
+        model.graph.initializers[value.name] = value
+    _write_model(proto, entries, folder / MODEL_FILE)
+
+
+def saved_bytes(tensors: Tensors, external_data: bool | str) -> tuple[int, int]:
+    """What initializers take in `model.onnx` and in `model.onnx_data`; no values are read.
+
+    Raises:
+        ExportError: as `save`.
+    """
+    entries, end = _entries(tensors, external_data)
+    return sum(entry.framed for entry in entries), end
+
+
+def property_bytes(key: str, value: str) -> int:
+    """What a metadata property takes in `model.onnx`."""
+    size: int = onnx.StringStringEntryProto(key=key, value=value).ByteSize()
+    return 1 + len(_varint(size)) + size
+
+
+def _entries(tensors: Tensors, external_data: bool | str) -> tuple[list[_Entry], int]:
+    """Where every tensor lies, and the length of the other file.
+
+    Small tensors stay in the graph whatever `external_data` says.
+    """
     size = sum(tensor.nbytes for _, tensor in tensors)
     if external_data == "auto":
         external_data = size > _EXTERNAL_ABOVE
@@ -71,43 +117,38 @@ def save(model: onnx_ir.Model, folder: Path, external_data: bool | str) -> None:
             f"external_data: false is not possible for weights of {size / 2**30:.1f} GiB, "
             "because an ONNX file ends at 2 GiB; use auto"
         )
-    if external_data:
-        entries = _write_data(tensors, folder / DATA_FILE)
-    else:
-        entries = [_Entry(_header(name, tensor), tensor) for name, tensor in tensors]
-    model.graph.initializers.clear()
-    proto = onnx_ir.to_proto(model)
-    for value in values:
-        model.graph.initializers[value.name] = value
-    _write_model(proto, entries, folder / MODEL_FILE)
-
-
-def _write_data(tensors: list[tuple[str, onnx_ir.TensorProtocol]], path: Path) -> list[_Entry]:
-    """Write all but the small tensors outside; returns what the graph says of each."""
     entries: list[_Entry] = []
+    end = 0
+    for name, tensor in tensors:
+        if not external_data or tensor.nbytes < _SMALL:
+            entries.append(_Entry(_header(name, tensor), name, tensor))
+            continue
+        offset = end + -end % _ALIGNMENT
+        entries.append(_Entry(_header(name, tensor, offset), name, tensor, offset))
+        end = offset + tensor.nbytes
+    return entries, end
+
+
+def _write_data(entries: list[_Entry], path: Path) -> None:
+    """Write the values that lie outside, each at its place."""
     with atomic_path(path) as partial, partial.open("wb") as stream:
-        for name, tensor in tensors:
-            if tensor.nbytes < _SMALL:
-                entries.append(_Entry(_header(name, tensor), tensor))
-                continue
-            stream.write(bytes(-stream.tell() % _ALIGNMENT))
-            offset = stream.tell()
-            stream.write(_bytes(name, tensor))
-            entries.append(_Entry(_header(name, tensor, offset)))
-    return entries
+        for entry in entries:
+            if entry.offset is not None:
+                stream.write(bytes(entry.offset - stream.tell()))
+                stream.write(_bytes(entry.name, entry.values))
 
 
 def _write_model(proto: onnx.ModelProto, entries: list[_Entry], path: Path) -> None:
     graph = proto.graph.SerializeToString(deterministic=True)
     proto.ClearField("graph")
-    size = len(graph) + sum(1 + len(_varint(entry.size)) + entry.size for entry in entries)
+    size = len(graph) + sum(entry.framed for entry in entries)
     with atomic_path(path) as partial, partial.open("wb") as stream:
         stream.write(proto.SerializeToString(deterministic=True))
         stream.write(_MODEL_GRAPH + _varint(size) + graph)
         for entry in entries:
             stream.write(_GRAPH_INITIALIZER + _varint(entry.size) + entry.prefix)
-            if entry.values is not None:
-                stream.write(_bytes("", entry.values))
+            if entry.offset is None:
+                stream.write(_bytes(entry.name, entry.values))
 
 
 def _header(name: str, tensor: onnx_ir.TensorProtocol, offset: int | None = None) -> bytes:

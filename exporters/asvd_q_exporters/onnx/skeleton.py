@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,9 @@ from torch import nn
 
 from asvd_q.errors import ExportError
 from asvd_q.models import SourceModel
-from asvd_q.plan import LayerPlan, Slot
-from asvd_q.store import Store
+from asvd_q.plan import LayerPlan, Plan, Slot
 from asvd_q_exporters.onnx.layers import FloatLinear, TiedHead, stand_in
 from asvd_q_exporters.onnx.placeholders import placeholder
-from asvd_q_exporters.onnx.sharing import same_factors
 
 __all__ = ["Origin", "Skeleton", "build_skeleton"]
 
@@ -56,22 +55,31 @@ class Skeleton:
     shared: dict[str, str]
 
 
-def build_skeleton(store: Store, dtype: torch.dtype, accuracy_level: int) -> Skeleton:
+def build_skeleton(
+    plan: Plan,
+    source: SourceModel,
+    same_factors: Mapping[str, str],
+    dtype: torch.dtype,
+    accuracy_level: int,
+) -> Skeleton:
     """Build the architecture on the meta device and put the stand-ins in.
+
+    Args:
+        same_factors: corrected layer → the one whose B it shares.
 
     Raises:
         ExportError: a stored layer is no linear layer of this architecture.
     """
-    model = _empty_model(store.source, dtype)
+    model = _empty_model(source, dtype)
     for owner in model.modules():
         for name, parameter in owner.named_parameters(recurse=False):
             setattr(owner, name, placeholder(tuple(parameter.shape), parameter.dtype))
-    shared = _tie_head(model, store)
+    shared = _tie_head(model, plan, source)
     origins: dict[str, Origin] = {}
-    for record in store.records():
-        if f"{record.name}.weight" not in shared:
-            origins |= _place_layer(model, record.as_plan(), dtype, accuracy_level)
-    for name, first in same_factors(store).items():
+    for layer in plan:
+        if f"{layer.name}.weight" not in shared:
+            origins |= _place_layer(model, layer, dtype, accuracy_level)
+    for name, first in same_factors.items():
         for parameter in _share_factor(model, name, first):
             shared[f"{name}.{parameter}"] = f"{first}.{parameter}"
             del origins[f"{name}.{parameter}"]
@@ -102,17 +110,17 @@ def _empty_model(source: SourceModel, dtype: torch.dtype) -> Any:
         )
 
 
-def _tie_head(model: Any, store: Store) -> dict[str, str]:
+def _tie_head(model: Any, plan: Plan, source: SourceModel) -> dict[str, str]:
     """Let the head read the embedding, where the model ties them and the plan changes neither."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     names = {module: name for name, module in model.named_modules()}
     if head not in names or embedding not in names:
         return {}
     head_name, embedding_name = names[head], names[embedding]
-    if any(record.name == head_name and record.as_plan().changed for record in store.records()):
+    if any(layer.name == head_name and layer.changed for layer in plan):
         return {}
     tied = model.config.get_text_config().tie_word_embeddings
-    if not tied or not _same(store.source, f"{head_name}.weight", f"{embedding_name}.weight"):
+    if not tied or not _same(source, f"{head_name}.weight", f"{embedding_name}.weight"):
         return {}
     model.set_submodule(head_name, TiedHead(embedding.weight))
     return {f"{head_name}.weight": f"{embedding_name}.weight"}

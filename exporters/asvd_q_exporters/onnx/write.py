@@ -14,16 +14,28 @@ from asvd_q.quantization import TORCH_TYPES
 from asvd_q.store import Store
 from asvd_q_exporters.onnx.graph import quiet, trace
 from asvd_q_exporters.onnx.save import save
+from asvd_q_exporters.onnx.sharing import same_factors
 from asvd_q_exporters.onnx.skeleton import Origin, Skeleton, build_skeleton
 from asvd_q_exporters.onnx.tensors import TensorReader
 
 if TYPE_CHECKING:
     import onnx_ir
 
+    from asvd_q.models import SourceModel
+    from asvd_q.records import ArtefactMetadata
     from asvd_q_exporters.onnx.exporter import OnnxOptions
 
-__all__ = ["METADATA_KEY", "SHARED_KEY", "build_model", "write_artefact"]
+__all__ = [
+    "CONFIG_FILE",
+    "METADATA_KEY",
+    "SHARED_KEY",
+    "build_model",
+    "config_text",
+    "properties",
+    "write_artefact",
+]
 
+CONFIG_FILE = "config.json"
 METADATA_KEY = "asvd_q"
 SHARED_KEY = "asvd_q.shared"
 """Metadata property with the parameters that the file holds under another's name, as JSON."""
@@ -32,8 +44,7 @@ SHARED_KEY = "asvd_q.shared"
 def write_artefact(store: Store, folder: Path, options: OnnxOptions) -> None:
     """Write every file of the artefact into an existing folder."""
     save(build_model(store, options), folder, options.external_data)
-    config = store.source.config.to_json_string(use_diff=True)
-    write_text(folder / "config.json", config)
+    write_text(folder / CONFIG_FILE, config_text(store.source))
     for file in store.source.companion_files():
         shutil.copyfile(file, folder / file.name)
 
@@ -42,14 +53,31 @@ def build_model(store: Store, options: OnnxOptions) -> onnx_ir.Model:
     """The model with lazy weights: each is read from the store when its bytes are asked for."""
     dtype = TORCH_TYPES[options.dtype]
     with quiet():
-        skeleton = build_skeleton(store, dtype, options.accuracy_level)
+        skeleton = build_skeleton(
+            store.finished_plan,
+            store.source,
+            same_factors(store),
+            dtype,
+            options.accuracy_level,
+        )
         model = trace(skeleton.model, dtype, options.opset, skeleton.shared)
     _fill(model, skeleton, TensorReader(store, dtype))
     metadata = store.metadata("onnx", options.model_dump())
-    model.metadata_props[METADATA_KEY] = metadata.model_dump_json()
-    if skeleton.shared:
-        model.metadata_props[SHARED_KEY] = json.dumps(skeleton.shared, sort_keys=True)
+    model.metadata_props.update(properties(metadata, skeleton))
     return model
+
+
+def config_text(source: SourceModel) -> str:
+    """Content of the artefact's configuration."""
+    return str(source.config.to_json_string(use_diff=True))
+
+
+def properties(metadata: ArtefactMetadata, skeleton: Skeleton) -> dict[str, str]:
+    """What the model file says of itself."""
+    found = {METADATA_KEY: metadata.model_dump_json()}
+    if skeleton.shared:
+        found[SHARED_KEY] = json.dumps(skeleton.shared, sort_keys=True)
+    return found
 
 
 def _fill(model: onnx_ir.Model, skeleton: Skeleton, reader: TensorReader) -> None:

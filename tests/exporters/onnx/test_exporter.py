@@ -149,7 +149,7 @@ def test_an_outlier_beyond_float16_is_named(tied: Export) -> None:
 def test_the_traced_model_holds_no_weights(mixed_store: Store) -> None:
     from asvd_q_exporters.onnx.skeleton import build_skeleton
 
-    skeleton = build_skeleton(mixed_store, torch.float32, 0)
+    skeleton = build_skeleton(mixed_store.finished_plan, mixed_store.source, {}, torch.float32, 0)
     assert skeleton.origins.keys() == dict(skeleton.model.named_parameters()).keys()
     for name, parameter in skeleton.model.named_parameters():
         assert parameter.untyped_storage().nbytes() <= 4, name
