@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from asvd_q.artefact import METADATA_FILE, Exporter, Refusal, exporter_class
+from asvd_q.artefact import METADATA_FILE, Exporter, Refusal, build_exporter, exporter_class
 from asvd_q.errors import ExportError, RecipeError
 from asvd_q.evaluation.proof import prove
 from asvd_q.evaluation.runners import model_runner
-from asvd_q.files import atomic_folder, make_folder, write_text
+from asvd_q.files import atomic_folder, atomic_path, make_folder, write_text
 from asvd_q.recipe import explain_validation_error
 from asvd_q.report.run import ArtefactRecord
 from asvd_q.sizes import footprint, measured_footprint, metadata_text, predict_files
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from asvd_q.plan import Plan
     from asvd_q.store import Store
 
-__all__ = ["ARTEFACTS", "export_store", "make_exporter", "require_expressible"]
+__all__ = ["ARTEFACTS", "export_store", "make_exporter", "require_expressible", "write_rest"]
 
 ARTEFACTS = "artefacts"
 
@@ -41,11 +42,11 @@ def make_exporter(format: str, options: Mapping[str, object], *, where: str, fil
         ExportError: no such format.
         RecipeError: an option that the format does not have, or a value it does not take.
     """
-    cls = exporter_class(format)
     try:
-        return cls(cls.options_model.model_validate(dict(options)))
+        return build_exporter(format, options)
     except ValidationError as error:
-        raise RecipeError(explain_validation_error(error, where, file, cls.options_model)) from None
+        model = exporter_class(format).options_model
+        raise RecipeError(explain_validation_error(error, where, file, model)) from None
 
 
 def require_expressible(exporter: Exporter, plan: Plan) -> None:
@@ -97,3 +98,23 @@ def export_store(
         predicted=footprint(predicted),
         proof=proof,
     )
+
+
+def write_rest(store: Store, folder: Path) -> None:
+    """Write what a store leaves of its model: all tensors but the layers' weights, and the files.
+
+    For formats that hold the layers' matrices alone. `SourceModel.open` reads the folder, and
+    `model_runner` runs it when it is told the matrices.
+
+    Args:
+        folder: existing; gets `model.safetensors`, `config.json` and the tokenizer's files.
+    """
+    from safetensors.torch import save_file
+
+    source = store.source
+    covered = {source.resolve(f"{record.name}.weight") for record in store.records()}
+    rest = {name: source.tensor(name) for name in source.tensors if name not in covered}
+    with atomic_path(folder / "model.safetensors") as partial:
+        save_file(rest, partial)
+    for file in (source.path / "config.json", *source.companion_files()):
+        shutil.copyfile(file, folder / file.name)

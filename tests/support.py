@@ -150,7 +150,25 @@ def _stored(layer: LayerPlan, source: SourceModel, plan: Plan) -> StoredLayer:
             store_bytes(shape, layer.quantization[slot], plan.float_type)
             for slot, shape in layer.slot_shapes().items()
         ),
-        errors={},
+        errors=_errors(weight, matrices, weights, layer),
         error_basis="weight",
     )
     return StoredLayer(record, weights)
+
+
+def _errors(
+    weight: Tensor,
+    exact: dict[Slot, Tensor],
+    stored: dict[Slot, StoredWeight],
+    layer: LayerPlan,
+) -> dict[str, float]:
+    """‖Ŵ − W‖ / ‖W‖ after each stage, as the compression loop records it."""
+
+    def error(matrices: dict[Slot, Tensor]) -> float:
+        product = matrices["weight"] if layer.rank is None else matrices["A"] @ matrices["B"]
+        return float((product - weight).norm() / weight.norm())
+
+    found = {"decompose": error(exact)} if layer.rank is not None else {}
+    if any(layer.quantization.values()):
+        found["quantize"] = error({slot: one.dequantize().double() for slot, one in stored.items()})
+    return found

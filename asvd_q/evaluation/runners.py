@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asvd_q.artefact import Runner, exporter_class, read_metadata
+from asvd_q.artefact import Runner, build_exporter, read_metadata
 from asvd_q.errors import ArtefactError
 
 if TYPE_CHECKING:
@@ -66,5 +66,4 @@ def artefact_runner(folder: Path) -> Runner:
     metadata = read_metadata(folder)
     if metadata.format == "store":
         raise ArtefactError(f"{folder} is a store: it runs through the run folder it lies in")
-    exporter = exporter_class(metadata.format)
-    return exporter(exporter.options_model.model_validate(metadata.options)).open(folder)
+    return build_exporter(metadata.format, metadata.options).open(folder)

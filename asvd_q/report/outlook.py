@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from asvd_q.artefact import Exporter, available_exporters
-from asvd_q.errors import ExportError
+from asvd_q.errors import AsvdQError, ExportError
 from asvd_q.exporting import make_exporter
 from asvd_q.records import Footprint
 from asvd_q.report.tables import Table, size
@@ -73,7 +73,7 @@ def _outlooks(prepared: Prepared) -> Iterator[ExportOutlook]:
             continue
         try:
             exporter = make_exporter(name, {}, where="options", file=name)
-        except ExportError as error:  # of a package that is not in use
+        except AsvdQError as error:  # of a package that is not in use, or wants options
             yield ExportOutlook(exporter=name, artefact=None, refusal=str(error))
         else:
             yield _outlook(prepared, exporter, None)

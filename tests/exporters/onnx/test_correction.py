@@ -25,6 +25,7 @@ from tests.exporters.checkpoints import assert_reads_back, assert_runs, family
 from tests.exporters.corrections import Choice, Corrected, corrected_store
 from tests.exporters.onnx.conftest import Export, export
 from tests.exporters.onnx.reference import reference_logits, relative, tokens
+from tests.exporters.sizes import assert_sizes
 from tests.quantization.nf4_reference import nf4
 from tests.support import tiny_llama
 
@@ -278,3 +279,13 @@ def test_what_an_operator_cannot_hold_is_refused_in_any_slot(slot: Slot) -> None
     (refusal,) = OnnxExporter().can_express(Plan(float_type="float32", layers=(layer,)))
     assert refusal.layer == "layers.0.q"
     assert "48" in refusal.reason
+
+
+def test_a_shared_b_is_predicted_once(made: Export) -> None:
+    """Where the plan says so, and rank and settings are the same."""
+    block = "model.layers.{}.self_attn.{}_proj"
+    groups = [tuple(block.format(index, one) for one in "qkv") for index in (0, 1)]
+    groups.append(tuple(f"model.layers.0.mlp.{one}_proj" for one in ("gate", "up")))
+    plan = made.store.plan.model_copy(update={"one_factor": tuple(groups)})
+    assert plan.same_factors() == FIRST
+    assert_sizes(made.exporter, made.store, made.folder, plan)
