@@ -318,7 +318,7 @@ _OF_INSTANCES = ("options", "bounds", "float_type")
 def _what_is_wrong(loaded: object, name: str) -> str | None:
     """Why an object cannot be the exporter of that name."""
     if not isinstance(loaded, type):
-        return f"is no class but a {type(loaded).__name__}"
+        return f"is no class, its type is {type(loaded).__name__}"
     missing = [member for member in _OF_CLASSES if not callable(getattr(loaded, member, None))]
     if missing:
         return f"lacks {', '.join(missing)}"
