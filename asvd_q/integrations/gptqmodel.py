@@ -144,9 +144,7 @@ def _definition(base: type[Any], tree: list[Any]) -> type[Any]:
             stored = _tensor_names(getattr(model, "checkpoint_file_name", None))
             if stored is not None and f"{module_name}.qweight" not in stored:
                 return False
-            return bool(
-                super().should_quantize_module(model, module_name, module, quantize_config)
-            )
+            return bool(super().should_quantize_module(model, module_name, module, quantize_config))
 
     FactorisedQModel.__name__ = FactorisedQModel.__qualname__ = f"AsvdQ{base.__name__}"
     return FactorisedQModel
