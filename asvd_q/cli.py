@@ -154,6 +154,7 @@ def plan(
             "predicted_loss": found.predicted_loss if found is not None else None,
             "estimate": needed.model_dump(mode="json"),
             "exporters": exporters,
+            "warnings": prepared.warnings,
         }
         print(json.dumps(content, indent=1))  # noqa: T201
         return
@@ -176,6 +177,8 @@ def plan(
     if isinstance(found, BudgetResult):
         for line in budget_summary(found):
             _say(line)
+    for warning in prepared.warnings:
+        _say(f"warning: {warning}")
     _say(
         f"compression on {prepared.device}: about {tables.size(needed.memory_bytes)} of memory and "
         f"{needed.seconds:.0f} s, within a factor of two; nothing was changed"

@@ -20,9 +20,6 @@ CODE_KEYS = ("quantization_config", "compression_config")
 RANK_KEYS = ("truncation_ranks", "correction_ranks")
 """Entries of config.json that name layers in factors, or with a correction: layer → rank."""
 
-_PREFIXES = ("asvd_q_", "asvd_")
-"""Of `model_type`, where it is the architecture's with factors."""
-
 
 def read_fields(folder: Path) -> dict[str, Any]:
     """Content of `config.json`.
@@ -48,11 +45,10 @@ def dense_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     if any(fields.get(key) for key in RANK_KEYS):
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+        from asvd_q.models.modeling_asvd_q import base_type
+
         dense.pop("auto_map", None)
-        model_type = str(fields.get("model_type"))
-        for prefix in _PREFIXES:
-            model_type = model_type.removeprefix(prefix)
-        dense["model_type"] = model_type
+        dense["model_type"] = model_type = base_type(str(fields.get("model_type")))
         if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             dense["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]]
     return dense

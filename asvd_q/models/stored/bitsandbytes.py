@@ -30,6 +30,8 @@ __all__ = ["bitsandbytes_matrices"]
 _STATE = ".weight.quant_state.bitsandbytes__"
 _ROWS = ".SCB"
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_STORAGE = {"U8": 1, "F16": 2, "BF16": 2, "F32": 4}
+"""Bytes of the types that codes may be stored in, whatever they are (`bnb_4bit_quant_storage`)."""
 
 
 def bitsandbytes_matrices(tensors: Mapping[str, TensorInfo], settings: Settings) -> list[Matrix]:
@@ -58,9 +60,9 @@ class _Blocks:
         packed = self.tensors["weight"].load().view(torch.uint8).reshape(-1)
         codes = torch.stack((packed >> 4, packed & 15), dim=1).reshape(-1)[:count]
         values = self.tensors["quant_map"].load().float()[codes.int()]
-        scales = self._scales().repeat_interleave(self.state["blocksize"])[:count]
+        values *= self._scales().repeat_interleave(self.state["blocksize"])[:count]
         dtype: torch.dtype = getattr(torch, self.state["dtype"])
-        return values.mul_(scales).reshape(shape).to(dtype)
+        return values.reshape(shape).to(dtype)
 
     def _scales(self) -> Tensor:
         """float32 (blocks,)."""
@@ -84,8 +86,7 @@ def _blocks(tensors: Mapping[str, TensorInfo], name: str) -> Matrix:
     shape = tuple(state["shape"])
     count = shape[0] * shape[1]
     blocks = -(-count // state["blocksize"])
-    held = found["weight"].numel * (1 if found["weight"].dtype == "U8" else 2)
-    held *= 2 if found["weight"].dtype == "F32" else 1
+    held = found["weight"].numel * _STORAGE.get(found["weight"].dtype, 0)
     fits = held == -(-count // 2) and found["absmax"].numel == blocks
     if nested:
         outer = -(-blocks // state["nested_blocksize"])

@@ -124,9 +124,8 @@ def _settings(folder: Path, fields: Mapping[str, Any]) -> Settings | None:
 
 def _method(settings: Settings) -> str:
     """Older settings leave it out."""
-    if "quant_method" not in settings and ("load_in_4bit" in settings or "load_in_8bit" in settings):
-        return "bitsandbytes"
-    return str(settings.get("quant_method", "gptq"))
+    theirs = any(key in settings for key in ("load_in_4bit", "load_in_8bit"))
+    return str(settings.get("quant_method", "bitsandbytes" if theirs else "gptq"))
 
 
 def _format(folder: Path, method: str) -> Format:
