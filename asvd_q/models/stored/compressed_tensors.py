@@ -43,6 +43,11 @@ def packed_matrices(tensors: Mapping[str, TensorInfo], settings: Settings) -> li
             f"{', '.join(sorted(map(str, formats - {_FORMAT})))} are not read, only {_FORMAT}: "
             "start from the unquantized model"
         )
+    if settings.get("transform_config"):
+        raise ModelError(
+            "model.path: compressed-tensors with a transform_config are not read, because the "
+            "model rotates its activations to fit them: start from the unquantized model"
+        )
     layers = [
         name.removesuffix(".weight_packed") for name in tensors if name.endswith(".weight_packed")
     ]
