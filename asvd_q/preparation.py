@@ -148,10 +148,11 @@ def _source_warnings(prepared: Prepared) -> Iterator[str]:
     source, codes = prepared.source, prepared.source.codes
     if codes is not None:
         widths = " and ".join(str(bits) for bits in codes.bits)
+        twice = "" if prepared.recipe.quantize is None else ", and codes of codes lose twice"
         yield (
             f"{codes.layers} matrices of {source.name} are {codes.method} codes of {widths} bits: "
-            "all that is made of them starts from rounded weights, and codes of codes lose twice; "
-            "start from the unquantized model if there is one"
+            f"what is made of them starts from rounded weights{twice}; start from the unquantized "
+            "model if there is one"
         )
     stored = {} if prepared.kept_ranks else _stored_ranks(source, prepared.skeleton)
     if stored:

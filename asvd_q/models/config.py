@@ -42,12 +42,15 @@ def dense_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     The code that came with factors (`auto_map`) goes with them; any other stays.
     """
     dense = {key: value for key, value in fields.items() if key not in (*CODE_KEYS, *RANK_KEYS)}
-    if any(fields.get(key) for key in RANK_KEYS):
+    named = {name for key in RANK_KEYS for name in fields.get(key) or {}}
+    if named:
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
         from asvd_q.models.modeling_asvd_q import base_type
 
         dense.pop("auto_map", None)
+        if "lm_head" in named:  # which is then no longer the embedding, whatever was written
+            dense["tie_word_embeddings"] = False
         dense["model_type"] = model_type = base_type(str(fields.get("model_type")))
         if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             dense["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]]

@@ -66,7 +66,9 @@ def assert_same(source: SourceModel, reference: dict[str, torch.Tensor]) -> None
         assert torch.equal(found, weight), name
         info = source.tensors[f"{name}.weight"]
         assert (info.shape, info.dtype) == (tuple(weight.shape), "F16")
-    assert not any(name.endswith(("qweight", "qzeros", "scales", "g_idx")) for name in source.tensors)
+    assert not any(
+        name.endswith(("qweight", "qzeros", "scales", "g_idx")) for name in source.tensors
+    )
 
 
 @pytest.mark.slow
@@ -174,5 +176,5 @@ def test_layouts_of_single_kernels_are_refused(change: dict[str, Any], folder: P
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] |= change
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="in the layout (gptq_p|marlin), .* start from the unq"):
+    with pytest.raises(ModelError, match=r"in the layout (gptq_p|marlin), .* start from the unq"):
         SourceModel.open(str(folder))
