@@ -115,10 +115,13 @@ def prepare(recipe: Recipe) -> Prepared:
     )
     if recipe.budget is not None:
         format_count(recipe, dtype, exports)
-    chosen = recipe.decompose is not None or recipe.searches
-    kept = {} if chosen else _stored_ranks(source, skeleton)
+    kept = {} if recipe.searches else _stored_ranks(source, skeleton)
     if kept:
-        recipe = recipe.model_copy(update={"decompose": _as_factors(kept, skeleton)})
+        same = _as_factors(kept, skeleton)
+        if recipe.decompose in (None, same):  # the second is the recipe that a run writes down
+            recipe = recipe.model_copy(update={"decompose": same})
+        else:
+            kept = {}
     return Prepared(
         recipe=recipe,
         source=source,

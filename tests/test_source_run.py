@@ -118,6 +118,8 @@ def test_the_factors_of_a_checkpoint_keep_their_ranks(
         product = pair["A"].dequantize() @ pair["B"].dequantize()
         expected = products[layer.name].float()
         assert (product - expected).norm() < 1e-3 * expected.norm()  # float16 factors
+    again = run(load_recipe(tmp_path / "run/recipe.yaml"), silent)
+    assert again.store_key == record.store_key
     config = json.loads((tmp_path / "run/artefacts/transformers/config.json").read_text())
     assert config["truncation_ranks"] == dict.fromkeys(products, 16)
     assert config["model_type"] == "asvd_q_llama"

@@ -12,7 +12,10 @@ from asvd_q.models.tensors import TensorInfo
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Format", "Matrix", "Settings", "part", "require"]
+__all__ = ["FLOATS", "Format", "Matrix", "Settings", "part", "require"]
+
+FLOATS = ("F32", "F16", "BF16")
+"""Types that scales are stored in."""
 
 Settings = Mapping[str, Any]
 """What the checkpoint's configuration says of the format."""

@@ -72,7 +72,8 @@ class _Blocks:
         nested = self.tensors["nested_absmax"].load().float()
         nested = nested.repeat_interleave(self.state["nested_blocksize"])[: absmax.numel()]
         values = self.tensors["nested_quant_map"].load().float()
-        return values[absmax.int()] * nested + self.state["nested_offset"]
+        offset: float = self.state["nested_offset"]
+        return values[absmax.int()] * nested + offset
 
 
 def _blocks(tensors: Mapping[str, TensorInfo], name: str) -> Matrix:
@@ -88,9 +89,11 @@ def _blocks(tensors: Mapping[str, TensorInfo], name: str) -> Matrix:
     blocks = -(-count // state["blocksize"])
     held = found["weight"].numel * _STORAGE.get(found["weight"].dtype, 0)
     fits = held == -(-count // 2) and found["absmax"].numel == blocks
+    fits = fits and found["absmax"].dtype == ("U8" if nested else "F32")
     if nested:
         outer = -(-blocks // state["nested_blocksize"])
         fits = fits and found["nested_absmax"].numel == outer
+        fits = fits and found["nested_quant_map"].shape == (256,)
     require(
         fits and found["quant_map"].shape == (16,),
         found["weight"],

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from asvd_q.errors import ModelError
-from asvd_q.models.stored.base import Matrix, Settings, part, require
+from asvd_q.models.stored.base import FLOATS, Matrix, Settings, part, require
 from asvd_q.models.stored.bits import unpack_bits, words_for
 from asvd_q.models.tensors import TensorInfo
 
@@ -98,12 +98,17 @@ def _found(tensors: Mapping[str, TensorInfo], layer: str) -> Matrix:
     zeros = tensors.get(f"{layer}.weight_zero_point")
     group_index = tensors.get(f"{layer}.weight_g_idx")
     require(
-        len(shape) == 2 and min(shape) > 0, packed, layer, f"a weight of shape {shape} is no matrix"
+        len(shape) == 2 and min(shape) > 0 and scale.numel > 0 and scale.dtype in FLOATS,
+        packed,
+        layer,
+        f"a weight of shape {shape} with scales {scale.dtype} {scale.shape} is no matrix",
     )
     (rows, columns), groups = shape, scale.shape[-1] if scale.shape else 1
     fitting = [bits for bits in range(1, 9) if packed.shape == (rows, words_for(columns, bits))]
-    fits = scale.shape in ((rows, groups), (1, 1), (1,)) and (
-        group_index.shape == (columns,) if group_index is not None else columns % groups == 0
+    fits = (
+        packed.dtype == "I32"
+        and scale.shape in ((rows, groups), (1, 1), (1,))
+        and (group_index.shape == (columns,) if group_index is not None else columns % groups == 0)
     )
     if zeros is not None:
         fits = fits and zeros.dtype == "I32" and len(zeros.shape) == 2 and zeros.shape[1] == groups

@@ -26,7 +26,10 @@ A, B = "ALinear.weight", "BLinear.weight"
 
 def factor_matrices(tensors: Mapping[str, TensorInfo], settings: Settings) -> list[Matrix]:
     """See `Format`; the settings are those of `RANK_KEYS`. A rank is checked, not believed."""
-    ranks = {name: rank for key in RANK_KEYS for name, rank in (settings.get(key) or {}).items()}
+    named = [settings.get(key) or {} for key in RANK_KEYS]
+    if not all(isinstance(found, Mapping) for found in named):
+        raise ModelError("model.path: the ranks in its config.json are no mapping of layers")
+    ranks = {name: rank for found in named for name, rank in found.items()}
     layers = [name.removesuffix(f".{B}") for name in tensors if name.endswith(f".{B}")]
     for name in ranks:
         # Files may leave out the base model's prefix.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from asvd_q.errors import ModelError
-from asvd_q.models.stored.base import Matrix, Settings, part, require
+from asvd_q.models.stored.base import FLOATS, Matrix, Settings, part, require
 from asvd_q.models.stored.bits import unpack_bits, words_for
 from asvd_q.models.tensors import TensorInfo
 
@@ -111,8 +111,15 @@ def _found(
     qzeros = part(tensors, layer, "qzeros", beside)
     scales = part(tensors, layer, "scales", beside)
     group_index = tensors.get(f"{layer}.g_idx")
-    whole = all(len(info.shape) == 2 for info in (qweight, qzeros, scales))
-    require(whole, qweight, layer, "qweight, qzeros and scales are not matrices")
+    whole = all(len(info.shape) == 2 and info.numel for info in (qweight, qzeros, scales))
+    whole = whole and (group_index is None or len(group_index.shape) == 1)
+    types = qweight.dtype == qzeros.dtype == "I32" and scales.dtype in FLOATS
+    require(
+        whole and types,
+        qweight,
+        layer,
+        "qweight and qzeros are not int32 matrices, or scales no matrix of floats",
+    )
     (rows, outputs), groups = qweight.shape, scales.shape[0]
     fitting = [
         bits
@@ -130,9 +137,9 @@ def _found(
     )
     bits = fitting[0]
     inputs = rows * 32 // bits if group_index is None else group_index.numel
-    group_size = -(-inputs // groups)
-    if -(-inputs // max(settings.get("group_size", -1), 1)) == groups:
-        group_size = settings["group_size"]
+    group_size, said = -(-inputs // groups), settings.get("group_size")
+    if isinstance(said, int) and said > 0 and -(-inputs // said) == groups:
+        group_size = said  # the last group may be a shorter one
     packed = _Packed(
         layer, qweight, qzeros, scales, group_index, bits, inputs, group_size, minus_one
     )

@@ -102,6 +102,10 @@ DAMAGE: dict[str, tuple[dict[str, torch.Tensor | None], str]] = {
         {f"{LAYER}.weight": torch.zeros(10, 1, dtype=torch.uint8)},
         r"not those of a matrix of \(96, 64\) in blocks of 64",
     ),
+    "scales-in-floats": (
+        {f"{LAYER}.weight.absmax": torch.zeros(96)},
+        "not those of a matrix",
+    ),
     "few-scales": (
         {f"{LAYER}.weight.absmax": torch.zeros(10, dtype=torch.uint8)},
         "not those of a matrix",

@@ -171,6 +171,14 @@ def test_a_rank_that_is_not_the_promised_one(folder: Path) -> None:
         SourceModel.open(str(folder))
 
 
+def test_ranks_that_are_no_mapping(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["truncation_ranks"] = [LAYER]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"ranks in its config\.json are no mapping"):
+        SourceModel.open(str(folder))
+
+
 def test_a_pickle_is_never_loaded(folder: Path) -> None:
     shutil.move(folder / WEIGHTS, folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"only pytorch_model\.bin, a pickle, which is never load"):

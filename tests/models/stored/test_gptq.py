@@ -150,7 +150,12 @@ DAMAGE: dict[str, tuple[dict[str, torch.Tensor | None], str]] = {
         r"qweight \(11, 64\), .* are not those of one matrix",
     ),
     "narrow": ({f"{LAYER}.scales": torch.ones(3, 63).half()}, "are not those of one matrix"),
-    "flat": ({f"{LAYER}.scales": torch.ones(192).half()}, "are not matrices"),
+    "flat": ({f"{LAYER}.scales": torch.ones(192).half()}, "scales no matrix of floats"),
+    "empty": ({f"{LAYER}.scales": torch.ones(0, 64).half()}, "scales no matrix of floats"),
+    "wide-words": (
+        {f"{LAYER}.qweight": torch.zeros(12, 64, dtype=torch.int64)},
+        "are not int32 matrices",
+    ),
 }
 
 
