@@ -159,10 +159,11 @@ def _source_warnings(prepared: Prepared) -> Iterator[str]:
         )
     stored = {} if prepared.kept_ranks else _stored_ranks(source, prepared.skeleton)
     if stored:
+        ranks = " to ".join(map(str, sorted({min(stored.values()), max(stored.values())})))
         yield (
-            f"{len(stored)} layers of {source.name} are stored as factors of rank "
-            f"{min(stored.values())} to {max(stored.values())}: the recipe chooses forms itself, "
-            "so it starts from their products, and a layer that it leaves out becomes dense"
+            f"{len(stored)} layers of {source.name} are stored as factors of rank {ranks}: the "
+            "recipe chooses forms itself, so it starts from their products, and a layer that it "
+            "leaves out becomes dense"
         )
 
 

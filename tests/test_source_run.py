@@ -162,7 +162,7 @@ def test_a_recipe_that_decomposes_starts_from_the_products(llama: Path, tmp_path
     )
     record = run(load_recipe(recipe), silent)
     (warning,) = record.warnings
-    assert f"{len(products)} layers of theirs are stored as factors of rank 16 to 16" in warning
+    assert f"{len(products)} layers of theirs are stored as factors of rank 16:" in warning
     ranks = {layer.name: layer.rank for layer in record.layers if layer.rank is not None}
     assert set(ranks.values()) == {8}
     assert all(name.endswith("up_proj") for name in ranks)
