@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from asvd_q.artefact import Exporter
 from asvd_q.errors import ModelError
 from asvd_q.evaluation.runners import model_runner
 from asvd_q.models import SourceModel
 from asvd_q.opening import open_anything
 from asvd_q.plan import QuantSpec, Slot
+from asvd_q_exporters.bitsandbytes import BitsAndBytesExporter
 from asvd_q_exporters.gptq import GptqExporter
 from asvd_q_exporters.transformers import TransformersExporter, TransformersOptions
 from tests.exporters.checkpoints import export, family
@@ -96,16 +98,29 @@ def test_a_head_of_factors_is_not_the_embedding(tmp_path: Path) -> None:
     torch.testing.assert_close(*both, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("codes", [False, True], ids=["floats", "gptq"])
-def test_our_own_checkpoint_is_a_source(codes: bool, llama: Path, tmp_path: Path) -> None:
-    spec = QuantSpec(method="rtn", bits=4, group_size=32, symmetric=True) if codes else None
-    rank = None if codes else 8
+SPECS = {
+    "transformers": None,
+    "gptq": QuantSpec(method="rtn", bits=4, group_size=32, symmetric=True),
+    "bitsandbytes": QuantSpec(method="nf4", group_size=32, double_quant=True),
+}
+EXPORTERS: dict[str, type[Exporter]] = {
+    "transformers": TransformersExporter,
+    "gptq": GptqExporter,
+    "bitsandbytes": BitsAndBytesExporter,
+}
+
+
+@pytest.mark.parametrize("format", EXPORTERS)
+def test_our_own_checkpoint_is_a_source(format: str, llama: Path, tmp_path: Path) -> None:
+    spec = SPECS[format]
+    codes = spec is not None
     store = hand_made_store(
         tmp_path / "store",
         SourceModel.open(str(llama)),
-        lambda name, shape: (32 if codes else rank, spec) if "mlp" in name else (None, spec),
+        lambda name, shape: (32, spec) if "mlp" in name else (None, spec),
     )
-    exporter = GptqExporter() if codes else TransformersExporter()
+    chosen = EXPORTERS[format]
+    exporter = chosen(chosen.options_model())
     folder = export(exporter, store, tmp_path / "artefact")
     source = SourceModel.open(str(folder))
     assert source.config.model_type == "llama"
