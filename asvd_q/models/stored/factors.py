@@ -30,7 +30,7 @@ def factor_matrices(tensors: Mapping[str, TensorInfo], settings: Settings) -> li
     if not all(isinstance(found, Mapping) for found in named):
         raise ModelError("model.path: the ranks in its config.json are no mapping of layers")
     ranks = {name: rank for found in named for name, rank in found.items()}
-    layers = [name.removesuffix(f".{B}") for name in tensors if name.endswith(f".{B}")]
+    layers = {name.removesuffix(f".{B}"): None for name in tensors if name.endswith(f".{B}")}
     for name in ranks:
         # Files may leave out the base model's prefix.
         if name not in layers and name.partition(".")[2] not in layers:
@@ -38,14 +38,17 @@ def factor_matrices(tensors: Mapping[str, TensorInfo], settings: Settings) -> li
                 f"{next(iter(tensors.values())).file.parent}: config.json promises factors of "
                 f"{name}, and no file has its BLinear: the checkpoint is incomplete, copy it again"
             )
-    found = {name: ranks.get(name) for name in layers}
-    found |= {
-        short: rank for name, rank in ranks.items() if (short := name.partition(".")[2]) in found
-    }
-    return [_matrix(tensors, layer, rank) for layer, rank in found.items()]
+    short = {name.partition(".")[2]: rank for name, rank in ranks.items()}
+    corrected = {name for full in named[1] for name in (full, full.partition(".")[2])}
+    return [
+        _matrix(tensors, layer, ranks.get(layer, short.get(layer)), layer in corrected)
+        for layer in layers
+    ]
 
 
-def _matrix(tensors: Mapping[str, TensorInfo], layer: str, rank: int | None) -> Matrix:
+def _matrix(
+    tensors: Mapping[str, TensorInfo], layer: str, rank: int | None, corrected: bool
+) -> Matrix:
     second = tensors[f"{layer}.{B}"]
     first = part(tensors, layer, A, f"{layer}.{B}")
     fits = len(first.shape) == len(second.shape) == 2 and first.shape[1] == second.shape[0]
@@ -58,8 +61,14 @@ def _matrix(tensors: Mapping[str, TensorInfo], layer: str, rank: int | None) -> 
     )
     shape = first.shape[0], second.shape[1]
     weight = tensors.get(f"{layer}.weight")
-    if weight is not None:
-        require(weight.shape == shape, weight, layer, f"its weight {weight.shape} is not {shape}")
+    beside = None if weight is None else weight.shape
+    require(
+        beside == (shape if corrected else None),
+        second,
+        layer,
+        f"beside its factors of {shape} lies {'no weight' if beside is None else beside}, and "
+        f"config.json calls it {'corrected' if corrected else 'factorised'}",
+    )
     parts = [f"{layer}.{A}", f"{layer}.{B}"]
     bias = f"{layer}.ALinear.bias"
     return Matrix(

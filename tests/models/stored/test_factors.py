@@ -186,6 +186,21 @@ def test_a_rank_that_is_not_the_promised_one(folder: Path) -> None:
         SourceModel.open(str(folder))
 
 
+def test_a_weight_beside_factors_is_one_that_they_correct(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    ranks = config["truncation_ranks"]
+    config["correction_ranks"] = {LAYER: ranks.pop(LAYER)}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"lies no weight, and config\.json calls it corrected"):
+        SourceModel.open(str(folder))
+    edit(folder, {f"{LAYER}.weight": torch.zeros(96, 64).half()})
+    assert SourceModel.open(str(folder)).rank(LAYER) is None
+    config["truncation_ranks"] |= config.pop("correction_ranks")
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"lies \(96, 64\), and .* calls it factorised"):
+        SourceModel.open(str(folder))
+
+
 def test_ranks_that_are_no_mapping(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["truncation_ranks"] = [LAYER]
