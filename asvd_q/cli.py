@@ -153,6 +153,7 @@ def plan(
             "predicted_loss": found.predicted_loss if found is not None else None,
             "estimate": needed.model_dump(mode="json"),
             "exporters": [one.model_dump(mode="json") for one in outlooks],
+            "warnings": prepared.warnings,
         }
         print(json.dumps(content, indent=1))  # noqa: T201
         return
@@ -166,6 +167,8 @@ def plan(
     if isinstance(found, BudgetResult):
         for line in budget_summary(found):
             _say(line)
+    for warning in prepared.warnings:
+        _say(f"warning: {warning}")
     _say(
         f"compression on {prepared.device}: about {tables.size(needed.memory_bytes)} of memory and "
         f"{needed.seconds:.0f} s, within a factor of two; nothing was changed"

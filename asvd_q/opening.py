@@ -67,7 +67,7 @@ def open_anything(path: Path, model: str | None = None) -> Opened:
         return Opened(model_runner(store.source, store.replaced), store.source.tokenizer)
     if (path / "config.json").is_file():
         source = SourceModel.open(str(path))
-        return Opened(model_runner(source), source.tokenizer)
+        return Opened(model_runner(source, source.factors), source.tokenizer)
     raise ArtefactError(f"{path} {_what_is_wrong(path)}")
 
 

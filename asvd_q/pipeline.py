@@ -286,9 +286,10 @@ def _record(prepared: Prepared, store: Store, tokens: Tokens) -> RunRecord:
 
 
 def _warnings(prepared: Prepared, store: Store) -> tuple[str, ...]:
-    """Every layer that could not be compressed as planned, and what followed from it."""
+    """What is to know of the source, then every layer that could not be compressed as planned."""
     setbacks = {**prepared.pinned, **store.setbacks}
-    warnings = [
+    warnings = [*prepared.warnings]
+    warnings += [
         f"{layer.name} {_kept(layer, store.float_type)}: {layer.reason}"
         for layer in prepared.plan.with_layers(setbacks)
         if layer.name in setbacks

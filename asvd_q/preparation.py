@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from asvd_q.models.skeleton import Skeleton, build_skeleton
 from asvd_q.plan import FloatType, LayerPlan, Plan
 from asvd_q.progress import Progress, silent
 from asvd_q.quantization import TORCH_TYPES, float_type_of
-from asvd_q.recipe import ExportSection, Recipe
+from asvd_q.recipe import DecomposeSection, ExportSection, Recipe
 from asvd_q.report.run import CorpusRecord
 from asvd_q.search import make_plan
 from asvd_q.statistics.corpora import Corpus, load_corpus
@@ -42,6 +42,7 @@ class Prepared:
 
     Attributes:
         pinned: layers about which nothing is left to decide, and what they become.
+        kept_ranks: of the layers that the source has as factors, where these are kept as they are.
     """
 
     recipe: Recipe
@@ -51,6 +52,7 @@ class Prepared:
     exports: tuple[tuple[ExportSection, Exporter], ...]
     device: str
     pinned: Mapping[str, LayerPlan] = field(default_factory=dict)
+    kept_ranks: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def plan(self) -> Plan:
@@ -62,7 +64,20 @@ class Prepared:
         if self.recipe.searches:
             raise RecipeError("the forms of this recipe's layers are still to be searched for")
         plan = make_plan(self.recipe, self.source, self.skeleton, self.float_type)
+        if self.kept_ranks:
+            plan = plan.with_layers({layer.name: self._as_stored(layer) for layer in plan})
         return plan.with_layers(self.pinned)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What there is to know of the source before anything is made of it."""
+        return tuple(_source_warnings(self))
+
+    def _as_stored(self, layer: LayerPlan) -> LayerPlan:
+        """The layer with its reason in terms of the checkpoint, not of ranks that nobody gave."""
+        rank = self.kept_ranks.get(layer.name)
+        reason = None if rank is None else f"already factorised at rank {rank} by its checkpoint"
+        return layer.model_copy(update={"reason": reason})
 
     def model(self) -> BlockwiseModel:
         """The dense model, to be run block by block."""
@@ -100,6 +115,13 @@ def prepare(recipe: Recipe) -> Prepared:
     )
     if recipe.budget is not None:
         format_count(recipe, dtype, exports)
+    kept = {} if recipe.searches else _stored_ranks(source, skeleton)
+    if kept:
+        same = _as_factors(kept, skeleton)
+        if recipe.decompose in (None, same):  # the second is the recipe that a run writes down
+            recipe = recipe.model_copy(update={"decompose": same})
+        else:
+            kept = {}
     return Prepared(
         recipe=recipe,
         source=source,
@@ -107,7 +129,42 @@ def prepare(recipe: Recipe) -> Prepared:
         float_type=dtype,
         exports=exports,
         device=_device(recipe),
+        kept_ranks=kept,
     )
+
+
+def _stored_ranks(source: SourceModel, skeleton: Skeleton) -> dict[str, int]:
+    """Rank of every layer that the source has as factors."""
+    found = {weight.name: source.rank(weight.name) for weight in skeleton.weights}
+    return {name: rank for name, rank in found.items() if rank is not None}
+
+
+def _as_factors(ranks: Mapping[str, int], skeleton: Skeleton) -> DecomposeSection:
+    """The section that gives layers back as factors of the ranks that their products have.
+
+    Nothing is cut off, so nothing needs weighing.
+    """
+    return DecomposeSection(scaling="none", ranks=dict(ranks), lm_head=skeleton.head in ranks)
+
+
+def _source_warnings(prepared: Prepared) -> Iterator[str]:
+    source, codes = prepared.source, prepared.source.codes
+    if codes is not None:
+        widths = " and ".join(str(bits) for bits in codes.bits)
+        twice = "" if prepared.recipe.quantize is None else ", and codes of codes lose twice"
+        yield (
+            f"{codes.layers} matrices of {source.name} are {codes.method} codes of {widths} bits: "
+            f"what is made of them starts from rounded weights{twice}; start from the unquantized "
+            "model if there is one"
+        )
+    stored = {} if prepared.kept_ranks else _stored_ranks(source, prepared.skeleton)
+    if stored:
+        ranks = " to ".join(map(str, sorted({min(stored.values()), max(stored.values())})))
+        yield (
+            f"{len(stored)} layers of {source.name} are stored as factors of rank {ranks}: the "
+            "recipe chooses forms itself, so it starts from their products, and a layer that it "
+            "leaves out becomes dense"
+        )
 
 
 @dataclass(frozen=True)

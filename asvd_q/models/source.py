@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asvd_q.errors import ModelError, first_line
+from asvd_q.models.config import load_config
+from asvd_q.models.stored import Codes, read_contents
+from asvd_q.models.tensors import TensorInfo
 from asvd_q.models.tokenizer import load_tokenizer
+from asvd_q.plan import Slot
 from asvd_q.records import SourceIdentity
 
 if TYPE_CHECKING:
@@ -20,10 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-__all__ = ["TOKENIZER_FILES", "SourceModel", "TensorInfo"]
+__all__ = ["TOKENIZER_FILES", "SourceModel"]
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -39,21 +39,6 @@ TOKENIZER_FILES = (
 """Small files that belong to a model and travel unchanged into every artefact."""
 
 
-class TensorInfo:
-    """Where one tensor lies: its file, shape and safetensors type name ("BF16", "F32")."""
-
-    __slots__ = ("dtype", "file", "shape")
-
-    def __init__(self, file: Path, shape: tuple[int, ...], dtype: str) -> None:
-        self.file = file
-        self.shape = shape
-        self.dtype = dtype
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-
 class SourceModel:
     """A Hugging Face causal language model on disk.
 
@@ -67,7 +52,8 @@ class SourceModel:
         self.name = name
         self.revision = revision
         self.trust_remote_code = trust_remote_code
-        self.tensors = _index(path)
+        self._contents = read_contents(path, trust_remote_code=trust_remote_code)
+        self.tensors = self._contents.tensors
         self._rounding: torch.dtype | None = None
 
     @classmethod
@@ -91,16 +77,17 @@ class SourceModel:
     @cached_property
     def config(self) -> PreTrainedConfig:
         """The model's configuration."""
-        from transformers import AutoConfig
+        return load_config(self.path, trust_remote_code=self.trust_remote_code)
 
-        try:
-            return AutoConfig.from_pretrained(
-                self.path, trust_remote_code=self.trust_remote_code, local_files_only=True
-            )
-        except (ValueError, OSError, KeyError) as error:
-            raise ModelError(
-                f"model.path: the configuration in {self.path} cannot be read: {first_line(error)}"
-            ) from error
+    @property
+    def config_fields(self) -> dict[str, Any]:
+        """Content of `config.json`, as it is for the dense model."""
+        return self._contents.config
+
+    @property
+    def codes(self) -> Codes | None:
+        """How the weights were quantized before they came here; None for those that were not."""
+        return self._contents.codes
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -111,10 +98,12 @@ class SourceModel:
     def identity(self) -> SourceIdentity:
         """What this model is, wherever it lies. Reads every weight file once, for its hash."""
         digest = hashlib.sha256()
-        for file in sorted({info.file for info in self.tensors.values()}):
+        for file in self._contents.files:
             digest.update(file.name.encode())
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
+        if self.codes is not None:  # what the bytes stand for
+            digest.update(json.dumps(self.codes.settings, sort_keys=True).encode())
         return SourceIdentity(
             name=self.name,
             model_type=str(self.config.model_type),
@@ -164,23 +153,31 @@ class SourceModel:
         Raises:
             ModelError: no tensor of that name, or its file cannot be read.
         """
-        from safetensors import SafetensorError, safe_open
-
         stored = self.resolve(name)
         if stored is None:
             raise ModelError(f"{self.path} has no weight called {name}")
-        file = self.tensors[stored].file
-        try:
-            # Opened for every read: pages of a mapping that stays open count as our memory.
-            with safe_open(file, framework="pt") as weights:
-                tensor: Tensor = weights.get_tensor(stored).clone()
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{file} cannot be read ({first_line(error)}): download or copy it again"
-            ) from error
-        if self._rounding is not None and tensor.is_floating_point():
-            tensor = tensor.to(self._rounding)
-        return tensor
+        return self._rounded(self.tensors[stored].load())
+
+    def rank(self, layer: str) -> int | None:
+        """Rank of a layer that the files have as two factors; None for any other."""
+        pair = self._pair(layer)
+        return None if pair is None else pair[1].shape[0]
+
+    def factors(self, layer: str) -> dict[Slot, Tensor] | None:
+        """A (out, rank) and B (rank, in) of such a layer; None for any other."""
+        pair = self._pair(layer)
+        if pair is None:
+            return None
+        return {"A": self._rounded(pair[0].load()), "B": self._rounded(pair[1].load())}
+
+    def _pair(self, layer: str) -> tuple[TensorInfo, TensorInfo] | None:
+        stored = self.resolve(f"{layer}.weight") or ""
+        return self._contents.factors.get(stored.removesuffix(".weight"))
+
+    def _rounded(self, tensor: Tensor) -> Tensor:
+        if self._rounding is None or not tensor.is_floating_point():
+            return tensor
+        return tensor.to(self._rounding)
 
     def companion_files(self) -> list[Path]:
         """Tokenizer and generation files that an artefact carries along."""
@@ -205,59 +202,3 @@ def _from_hub(name: str, revision: str | None) -> Path:
             f"model.path: {name} is neither a folder nor a model that the hub gives us: "
             f"{first_line(error)}"
         ) from error
-
-
-def _index(folder: Path) -> dict[str, TensorInfo]:
-    """Every tensor of a model folder, each file's header checked against the file's length."""
-    if (folder / _INDEX).is_file():
-        try:
-            names = json.loads((folder / _INDEX).read_text())["weight_map"].values()
-            files = sorted({folder / os.path.basename(name) for name in names})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{folder / _INDEX} is damaged: {first_line(error)}") from error
-    elif (folder / _SINGLE).is_file():
-        files = [folder / _SINGLE]
-    else:
-        found = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt")]
-        why = (
-            f"only {found[0]}, a pickle, which is never loaded; convert it to safetensors"
-            if found
-            else f"neither {_SINGLE} nor {_INDEX}"
-        )
-        raise ModelError(f"model.path: {folder} has no weights that can be read: {why}")
-    tensors: dict[str, TensorInfo] = {}
-    for file in files:
-        if not file.is_file():
-            raise ModelError(f"{file} is named in {_INDEX} and is missing: download it again")
-        tensors |= _header(file)
-    if not tensors:
-        raise ModelError(f"model.path: {folder} holds no tensors")
-    return tensors
-
-
-def _header(file: Path) -> dict[str, TensorInfo]:
-    """Tensors that a header lists: 8 bytes of length, JSON, then the data it gives offsets into.
-
-    Source: https://github.com/huggingface/safetensors, section "Format".
-    """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise ModelError(f"{file} is truncated or not a safetensors file: copy it again")
-        try:
-            header: dict[str, Any] = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            found = {
-                name: TensorInfo(file, tuple(entry["shape"]), entry["dtype"])
-                for name, entry in header.items()
-            }
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ModelError(f"{file} has a damaged header: copy it again") from error
-    if size != 8 + length + end:
-        raise ModelError(
-            f"{file} is truncated: it has {size} bytes and its header promises "
-            f"{8 + length + end}; copy it again"
-        )
-    return found

@@ -302,7 +302,7 @@ def _config(
     plan: Plan, source: SourceModel, float_type: FloatType, untied: bool
 ) -> tuple[dict[str, Any], list[Path]]:
     """Content of `config.json`, and the files of code that its classes are in."""
-    config: dict[str, Any] = json.loads((source.path / _CONFIG).read_text())
+    config = dict(source.config_fields)
     config.pop("torch_dtype", None)
     config["dtype"] = float_type
     if untied:

@@ -191,9 +191,8 @@ def test_a_damaged_folder_is_told_in_one_line(kind: str, folder: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "nothing_known"}', "{}"])
 def test_a_damaged_configuration_is_told_in_one_line(text: str, folder: Path) -> None:
     (folder / "config.json").write_text(text)
-    source = SourceModel.open(str(folder))
     with pytest.raises(ModelError, match=r"configuration in .* cannot be read") as caught:
-        _ = source.config
+        _ = SourceModel.open(str(folder)).config
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
 
