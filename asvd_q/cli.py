@@ -163,12 +163,16 @@ def plan(
         (
             str(entry["exporter"]),
             "yes" if entry["bytes"] is not None else "no",
-            "–" if entry["bytes"] is None else tables.size(int(entry["bytes"])),
+            "–" if entry["bytes"] is None else tables.size(entry["bytes"]),
             str(entry["refusal"] or ""),
         )
         for entry in exporters
     )
     print_table(console, Table("Exporters", ("exporter", "can hold it", "layers", "why not"), rows))
+    wanted = {section.format for section, _ in prepared.exports}
+    for entry in exporters:
+        for note in entry["notes"] if entry["exporter"] in wanted else ():
+            _say(f"{entry['exporter']}: {note}")
     _say(
         f"kept {prepared.plan.kept_ratio:.4f} of the layers' parameters; the model as a store "
         f"counts it: {tables.size(prepared.plan.predicted_bytes)}"
@@ -400,18 +404,19 @@ def _load(path: Path, overrides: list[str] | None) -> Recipe:
     return load_recipe(path, overrides or ())
 
 
-def _export_outlook(prepared: Prepared, name: str) -> dict[str, str | int | None]:
+def _export_outlook(prepared: Prepared, name: str) -> dict[str, Any]:
     """Whether an exporter, with the recipe's options or its defaults, can take the plan."""
-    from asvd_q.exporting import make_exporter
+    from asvd_q.exporting import advice, make_exporter
 
     named = [exporter for section, exporter in prepared.exports if section.format == name]
     exporter = named[0] if named else make_exporter(name, {}, where="options", file=name)
     refused = exporter.can_express(prepared.plan)
+    outlook: dict[str, Any] = {"exporter": name, "bytes": None, "refusal": None, "notes": []}
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-        return {"exporter": name, "bytes": None, "refusal": f"{refused[0]}{more}"}
+        return outlook | {"refusal": f"{refused[0]}{more}"}
     layers = sum(exporter.stored_bytes(layer) for layer in prepared.plan)
-    return {"exporter": name, "bytes": layers, "refusal": None}
+    return outlook | {"bytes": layers, "notes": advice(exporter, prepared.plan)}
 
 
 def _console(*, stderr: bool = False) -> Any:

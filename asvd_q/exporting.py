@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from asvd_q.artefact import METADATA_FILE, Exporter, Refusal, exporter_class
+from asvd_q.artefact import METADATA_FILE, AdvisingExporter, Exporter, Refusal, exporter_class
 from asvd_q.errors import ExportError, RecipeError
 from asvd_q.evaluation.proof import prove
 from asvd_q.evaluation.runners import model_runner
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from asvd_q.plan import Plan
     from asvd_q.store import Store
 
-__all__ = ["ARTEFACTS", "export_store", "make_exporter", "require_expressible"]
+__all__ = ["ARTEFACTS", "advice", "export_store", "make_exporter", "require_expressible"]
 
 ARTEFACTS = "artefacts"
 
@@ -53,6 +53,11 @@ def require_expressible(exporter: Exporter, plan: Plan) -> None:
     if found:
         more = f" (and {len(found) - 1} more layers)" if len(found) > 1 else ""
         raise ExportError(f"the {exporter.name} exporter cannot hold {found[0]}{more}")
+
+
+def advice(exporter: Exporter, plan: Plan) -> list[str]:
+    """What the exporter has to say of a plan that it can hold; nothing where it says nothing."""
+    return exporter.notes(plan) if isinstance(exporter, AdvisingExporter) else []
 
 
 def export_store(
