@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ENTRY_POINT_GROUP",
     "METADATA_FILE",
+    "WHOLE_MODEL",
+    "AdvisingExporter",
     "ArtefactBytes",
     "BasicExporter",
     "Exporter",
@@ -46,6 +48,8 @@ __all__ = [
 
 ENTRY_POINT_GROUP = "asvd_q.exporters"
 METADATA_FILE = "asvd_q.json"
+WHOLE_MODEL = "the model"
+"""In place of a layer's name, where a refusal is of no single layer."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,22 @@ class Exporter(Protocol):
 
         Shares no code with `write`: with numpy and the format's specification alone. Yields
         (layer name, slot → matrix) for every layer of the artefact's records.
+        """
+        ...
+
+
+@runtime_checkable
+class AdvisingExporter(Protocol):
+    """What an exporter has besides, that knows what a user of its artefact should know."""
+
+    def notes(self, plan: Plan) -> list[str]:
+        """Limits of an artefact of this plan that are no refusals; an empty list when none.
+
+        Which loaders misread it, what runs only slowly, and what would change that: one sentence
+        each, naming layers. Pure: loads neither torch nor a runtime.
+
+        Args:
+            plan: one that the format can hold.
         """
         ...
 

@@ -160,6 +160,9 @@ def plan(
     console = _console()
     print_table(console, plan_table(prepared.plan.layers, f"Plan for {prepared.source.name}"))
     print_table(console, outlook_table(outlooks))
+    for one in outlooks:
+        for note in one.notes if one.artefact is not None else ():
+            _say(f"{one.artefact}: {note}")
     _say(
         f"kept {prepared.plan.kept_ratio:.4f} of the layers' parameters; the model as a store "
         f"counts it: {tables.size(prepared.plan.predicted_bytes)}"

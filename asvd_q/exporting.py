@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from asvd_q.artefact import METADATA_FILE, Exporter, Refusal, build_exporter, exporter_class
+from asvd_q.artefact import (
+    METADATA_FILE,
+    AdvisingExporter,
+    Exporter,
+    Refusal,
+    build_exporter,
+    exporter_class,
+)
 from asvd_q.errors import ExportError, RecipeError
 from asvd_q.evaluation.proof import prove
 from asvd_q.evaluation.runners import model_runner
@@ -24,7 +31,14 @@ if TYPE_CHECKING:
     from asvd_q.plan import Plan
     from asvd_q.store import Store
 
-__all__ = ["ARTEFACTS", "export_store", "make_exporter", "require_expressible", "write_rest"]
+__all__ = [
+    "ARTEFACTS",
+    "advice",
+    "export_store",
+    "make_exporter",
+    "require_expressible",
+    "write_rest",
+]
 
 ARTEFACTS = "artefacts"
 
@@ -55,6 +69,11 @@ def require_expressible(exporter: Exporter, plan: Plan) -> None:
     if found:
         more = f" (and {len(found) - 1} more layers)" if len(found) > 1 else ""
         raise ExportError(f"the {exporter.name} exporter cannot hold {found[0]}{more}")
+
+
+def advice(exporter: Exporter, plan: Plan) -> list[str]:
+    """What the exporter has to say of a plan that it can hold; nothing where it says nothing."""
+    return exporter.notes(plan) if isinstance(exporter, AdvisingExporter) else []
 
 
 def export_store(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asvd_q.artefact import Exporter
+from asvd_q.artefact import WHOLE_MODEL, Exporter, Refusal
 from asvd_q.plan import FLOAT_BYTES, FloatType, LayerPlan, Plan, QuantSpec
 
 __all__ = ["STORE", "Count"]
@@ -30,14 +30,19 @@ class Count:
         return STORE if self.exporter is None else self.exporter.name
 
     def of_layer(self, layer: LayerPlan) -> int | None:
-        """Bytes of a layer's matrices; None where the format cannot hold it."""
+        """Bytes of a layer's matrices; None where the format cannot hold it.
+
+        What a format refuses of a model as a whole, such as one without any codes, is no reason
+        against a layer.
+        """
         if self.exporter is None:
             return layer.predicted_bytes
-        if self.exporter.can_express(Plan(float_type=self.float_type, layers=(layer,))):
+        refusals = self.exporter.can_express(Plan(float_type=self.float_type, layers=(layer,)))
+        if any(refusal.layer != WHOLE_MODEL for refusal in refusals):
             return None
         return self.exporter.stored_bytes(layer)
 
-    def refuses_mixtures(self) -> str | None:
+    def refuses_mixtures(self) -> Refusal | None:
         """Why the format cannot hold layers with codes of different widths; None when it can."""
         if self.exporter is None:
             return None
@@ -52,7 +57,7 @@ class Count:
             for number, bits in enumerate((4, 8))
         )
         refusals = self.exporter.can_express(Plan(float_type=self.float_type, layers=layers))
-        return refusals[0].reason if refusals else None
+        return refusals[0] if refusals else None
 
     def of_rest(self, plan: Plan) -> int:
         """Bytes of the tensors that no layer plan covers."""

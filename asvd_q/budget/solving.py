@@ -71,7 +71,7 @@ def format_count(
     if refusal is not None:
         raise RecipeError(
             f"budget.format: {count.name} cannot hold layers that are quantized differently "
-            f"({refusal}); use {STORE} or onnx"
+            f"({refusal.reason}): use {STORE} or onnx; for an export, {refusal.instead}"
         )
     if recipe.budget.decode_speed is not None:
         require_timed(count)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from asvd_q.artefact import Exporter, available_exporters
 from asvd_q.errors import AsvdQError, ExportError
-from asvd_q.exporting import make_exporter
+from asvd_q.exporting import advice, make_exporter
 from asvd_q.records import Footprint
 from asvd_q.report.tables import Table, size
 from asvd_q.sizes import footprint, predict_files
@@ -30,6 +30,7 @@ class ExportOutlook(BaseModel):
         bytes: of the layers' matrices.
         predicted: of the files.
         refusal: why not; then there are no bytes.
+        notes: what whoever loads the artefact should know.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +40,7 @@ class ExportOutlook(BaseModel):
     bytes: int | None = None
     predicted: Footprint | None = None
     refusal: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def export_outlooks(prepared: Prepared) -> list[ExportOutlook]:
@@ -95,4 +97,5 @@ def _outlook(prepared: Prepared, exporter: Exporter, artefact: str | None) -> Ex
         artefact=artefact,
         bytes=sum(exporter.stored_bytes(layer) for layer in prepared.plan),
         predicted=footprint(files),
+        notes=tuple(advice(exporter, prepared.plan)),
     )

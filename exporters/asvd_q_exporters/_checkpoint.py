@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asvd_q.artefact import ArtefactBytes
+from asvd_q.artefact import WHOLE_MODEL, ArtefactBytes
 from asvd_q.errors import ExportError
 from asvd_q.files import write_text
 from asvd_q.models import modeling_asvd_q as modeling
-from asvd_q.plan import Slot
 from asvd_q.quantization import TORCH_TYPES
+from asvd_q_exporters._options import MODULES
 from asvd_q_exporters._safetensors import (
     TORCH_NAMES,
     Group,
@@ -45,9 +45,6 @@ __all__ = [
     "write_json",
 ]
 
-MODULES: Mapping[Slot, str] = {"weight": "", "B": ".BLinear", "A": ".ALinear"}
-"""What a slot's module is called, after the name of its layer."""
-
 SHARD_BYTES = 4 << 30
 _CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
@@ -62,6 +59,7 @@ class MatrixFormat:
         specs: (type, shape) of each tensor by suffix, for a shape and its quantization.
         tensors: the tensors themselves, by the same suffixes.
         as_source: a dense layer's matrix lies as the source keeps it, which may be (in, out).
+        own_class: the checkpoint brings a class of ours even where all layers are dense.
     """
 
     specs: Callable[
@@ -69,6 +67,7 @@ class MatrixFormat:
     ]
     tensors: Callable[[StoredWeight], dict[str, Tensor]]
     as_source: bool = False
+    own_class: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def _layout(
     untied = any(f"{name}.weight" in tied for name in paths)
     dropped = set() if untied else {source.resolve(name) for name in tied}
     pieces = list(_pieces(source, changed, paths, dropped, format, TORCH_TYPES[float_type]))
-    config, code = _config(plan, source, float_type, untied)
+    config, code = _config(plan, source, float_type, untied, format.own_class)
     companions = {file.name: file for file in (*source.companion_files(), *code)}
     return _Layout(_shards(pieces, shard_bytes), config, companions)
 
@@ -299,7 +298,7 @@ def _shards(pieces: Sequence[_Piece], shard_bytes: int) -> dict[str, list[_Piece
 
 
 def _config(
-    plan: Plan, source: SourceModel, float_type: FloatType, untied: bool
+    plan: Plan, source: SourceModel, float_type: FloatType, untied: bool, own_class: bool
 ) -> tuple[dict[str, Any], list[Path]]:
     """Content of `config.json`, and the files of code that its classes are in."""
     config = dict(source.config_fields)
@@ -308,15 +307,15 @@ def _config(
     if untied:
         config["tie_word_embeddings"] = False
     ranks, corrections = plan.ranks, plan.correction_ranks
-    if not ranks and not corrections:  # the source's own code travels with its own classes
+    if not (ranks or corrections or own_class):  # its own code travels with its own classes
         return config, sorted(source.path.glob("*.py")) if "auto_map" in config else []
     try:
         classes = modeling.auto_map(type(source.config))
     except KeyError as error:
         raise ExportError(
-            f"{next(iter(ranks | corrections))}: transformers has no class of its own for "
-            f"{source.config.model_type}, so its factors cannot be loaded; leave all layers "
-            "dense, or export with onnx"
+            f"{next(iter(ranks | corrections), WHOLE_MODEL)}: transformers has no class of its own "
+            f"for {source.config.model_type}, so none with other layers can be derived from it; "
+            "leave all layers dense, or export with onnx"
         ) from error
     config["auto_map"] = classes
     config["architectures"] = [classes["AutoModelForCausalLM"].split(".")[1]]

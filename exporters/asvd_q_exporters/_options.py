@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 from asvd_q.artefact import ParityBounds
-from asvd_q.plan import FLOAT_BYTES, FloatType, store_bytes
+from asvd_q.plan import FLOAT_BYTES, FloatType, Slot, store_bytes
 
 if TYPE_CHECKING:
     from asvd_q.plan import LayerPlan
 
-__all__ = ["KERNEL_BOUNDS", "TORCH_BOUNDS", "CheckpointOptions", "coarsest", "float_bytes"]
+__all__ = [
+    "KERNEL_BOUNDS",
+    "MODULES",
+    "TORCH_BOUNDS",
+    "CheckpointOptions",
+    "coarsest",
+    "float_bytes",
+]
+
+MODULES: Mapping[Slot, str] = {"weight": "", "B": ".BLinear", "A": ".ALinear"}
+"""What a slot's module is called, after the name of its layer."""
 
 KERNEL_BOUNDS: dict[FloatType, ParityBounds] = {
     "float32": ParityBounds(relative_error=5e-3, kl=1e-4, agreement=0.97),

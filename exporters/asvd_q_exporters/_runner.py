@@ -3,17 +3,56 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asvd_q.errors import ArtefactError, ModelError
+from asvd_q.errors import ArtefactError, ModelError, first_line
 from asvd_q.process import quiet
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-__all__ = ["load_model", "quiet"]
+__all__ = ["load_model", "loading", "model_type", "quiet"]
+
+
+@contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """Turn whatever a loader stumbles over into an `ArtefactError`.
+
+    Loaders check little: a checkpoint that does not fit shows as any of these.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        ModelError,
+        OSError,
+        RuntimeError,
+        SafetensorError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise ArtefactError(f"{folder} cannot be loaded: {first_line(error)}") from error
+
+
+def model_type(folder: Path) -> str:
+    """Architecture of a checkpoint, as its `config.json` names it.
+
+    Raises:
+        ArtefactError: the folder is no checkpoint.
+    """
+    try:
+        return str(json.loads((folder / "config.json").read_text())["model_type"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtefactError(f"{folder} has no readable config.json: {error}") from error
 
 
 def load_model(
@@ -28,29 +67,20 @@ def load_model(
     Raises:
         ArtefactError: the folder is no checkpoint, or is damaged.
     """
-    try:
-        model_type = str(json.loads((folder / "config.json").read_text())["model_type"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ArtefactError(f"{folder} has no readable config.json: {error}") from error
+    found = model_type(folder)
     with quiet():
-        from safetensors import SafetensorError
         from transformers import AutoConfig, AutoModelForCausalLM
 
         from asvd_q.integrations.transformers import register
         from asvd_q.models.modeling_asvd_q import base_type
 
-        try:
-            if base_type(model_type) != model_type:
-                register(model_type)
+        with loading(folder):
+            if base_type(found) != found:
+                register(found)
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
             if quantization:
                 config.quantization_config |= quantization
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=dtype, local_files_only=True
             )
-        except (OSError, ValueError, KeyError, RuntimeError, ModelError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()
-            raise ArtefactError(
-                f"{folder} cannot be loaded: {reason[0] if reason else type(error).__name__}"
-            ) from error
     return model

@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel
 
-from asvd_q.artefact import ParityBounds, Refusal
+from asvd_q.artefact import Refusal
 from asvd_q.errors import MissingExtraError
-from asvd_q_exporters._options import (
-    TORCH_BOUNDS,
-    CheckpointOptions,
-    coarsest,
-)
+from asvd_q_exporters._exporter import CheckpointExporter
+from asvd_q_exporters._options import TORCH_BOUNDS, CheckpointOptions
 from asvd_q_exporters._runner import quiet
 from asvd_q_exporters.bitsandbytes.layout import stored_bytes
 from asvd_q_exporters.bitsandbytes.refusals import refusals as refusals_of
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
     from asvd_q.artefact import ArtefactBytes
     from asvd_q.evaluation.torch_runner import TorchRunner
     from asvd_q.models import SourceModel
-    from asvd_q.plan import FloatType, LayerPlan, Plan, Slot
+    from asvd_q.plan import LayerPlan, Plan, Slot
     from asvd_q.store import Store
 
 __all__ = ["BitsAndBytesExporter", "BitsAndBytesOptions"]
@@ -36,7 +33,7 @@ class BitsAndBytesOptions(CheckpointOptions):
     """Options of the bitsandbytes format."""
 
 
-class BitsAndBytesExporter:
+class BitsAndBytesExporter(CheckpointExporter[BitsAndBytesOptions]):
     """Writes a store's NF4 codes as transformers saves a model in 4 bits.
 
     transformers loads it with bitsandbytes installed, without this package. With factors it
@@ -47,14 +44,7 @@ class BitsAndBytesExporter:
 
     name: ClassVar[str] = "bitsandbytes"
     options_model: ClassVar[type[BaseModel]] = BitsAndBytesOptions
-
-    def __init__(self, options: BaseModel | None = None) -> None:
-        chosen = BitsAndBytesOptions() if options is None else options
-        if not isinstance(chosen, BitsAndBytesOptions):
-            raise TypeError(f"options of bitsandbytes are BitsAndBytesOptions, not {type(chosen)}")
-        self.options = chosen
-        self.float_type: FloatType | None = chosen.dtype
-        self.bounds: ParityBounds = TORCH_BOUNDS[coarsest(chosen.dtype, chosen.compute_dtype)]
+    measured = TORCH_BOUNDS
 
     def can_express(self, plan: Plan) -> list[Refusal]:
         """Methods other than nf4, corrections, and shapes that its kernels for CPUs do not take."""

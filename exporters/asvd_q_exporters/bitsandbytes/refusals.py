@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from asvd_q.artefact import Refusal
+from asvd_q.artefact import WHOLE_MODEL, Refusal
 from asvd_q.spec import NF4_BLOCKS
 from asvd_q_exporters.bitsandbytes.layout import METHOD, ROWS, kernels_take
 
@@ -20,7 +20,7 @@ def refusals(plan: Plan) -> list[Refusal]:
     if not any(spec for layer in plan for spec in layer.quantization.values()):
         return [
             Refusal(
-                plan.layers[0].name if plan.layers else "the model",
+                WHOLE_MODEL,
                 "no layer is quantized, and a bitsandbytes checkpoint needs at least one",
                 "export it with transformers",
             )

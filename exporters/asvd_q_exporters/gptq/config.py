@@ -2,74 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from asvd_q import __version__
-from asvd_q_exporters._checkpoint import MODULES
-from asvd_q_exporters.gptq.refusals import common_spec
+from asvd_q_exporters._options import MODULES
+from asvd_q_exporters.gptq.kernels import aten_fails
+from asvd_q_exporters.gptq.rules import dynamic_rules
+from asvd_q_exporters.gptq.settings import Matrix, Setting, common, matrices, settings_of
 
 if TYPE_CHECKING:
     from asvd_q.models import SourceModel
-    from asvd_q.plan import Plan, QuantSpec
+    from asvd_q.plan import Plan
 
-__all__ = ["quantization_config"]
-
-_INT4_GROUPS = (32, 64, 128)
-"""Groups of torch's int4 kernel for the CPU, which must also divide the input channels."""
+__all__ = ["is_first_version", "quantization_config"]
 
 
 def quantization_config(plan: Plan, source: SourceModel) -> dict[str, Any]:
-    """Content of `quantize_config.json` and of `quantization_config` in `config.json`."""
-    spec = common_spec(plan)
-    assert spec is not None
+    """Content of `quantize_config.json` and of `quantization_config` in `config.json`.
+
+    `dynamic` is for loaders that know it, such as GPTQModel's; transformers passes over it.
+
+    Args:
+        plan: with at least one quantized matrix.
+    """
+    settings = settings_of(plan)
+    default = common(settings)
+    assert default is not None
     config: dict[str, Any] = {
         "quant_method": "gptq",
-        "bits": spec.bits,
-        "group_size": spec.group_size,
-        "sym": spec.symmetric,
-        "desc_act": _act_order(plan),
+        "bits": default.bits,
+        "group_size": default.group_size,
+        "sym": default.symmetric,
+        "desc_act": any(_reordered(matrix) for matrix in matrices(plan)),
         "act_group_aware": False,
-        "checkpoint_format": "gptq" if spec.symmetric else "gptq_v2",
+        "checkpoint_format": "gptq" if is_first_version(settings.values()) else "gptq_v2",
         "pack_dtype": "int32",
         "lm_head": False,
         "meta": {"quantizer": [f"asvd-q:{__version__}"]},
     }
-    if _needs_portable_kernel(plan, spec):
+    if any(aten_fails(matrix) for matrix in matrices(plan)):
         config["backend"] = "torch"
-    listed = _listed_modules(plan, source)
+    inside = _block_matrices(source, _blocks_path(plan))
+    listed = _listed_modules(plan, source, inside)
     if listed is not None:
         config["modules_in_block_to_quantize"] = [listed]
+    rules = dynamic_rules(settings, default, _floats(plan, inside))
+    if rules:
+        config["dynamic"] = rules
     return config
 
 
-def _act_order(plan: Plan) -> bool:
-    """Whether the columns of any matrix are grouped in another order than they stand."""
-    return any(
-        spec.permutes(columns)
-        for layer in plan
-        for slot, (_, columns) in layer.slot_shapes().items()
-        if (spec := layer.quantization[slot]) is not None
-    )
+def is_first_version(settings: Iterable[Setting]) -> bool:
+    """Whether all codes fit into the format's first version, which every loader reads.
 
-
-def _needs_portable_kernel(plan: Plan, spec: QuantSpec) -> bool:
-    """Whether gptqmodel's own choice of kernel would fail on a CPU.
-
-    At 4 bits it takes torch's int4 kernels without looking at the shape: they raise for groups
-    that do not divide a matrix's input channels and for groups of 16, and the one that it takes
-    for one group per output channel is silently wrong for asymmetric codes (gptqmodel 7.6.0).
+    It stores zero points minus one, and has no place for one of 0, which asymmetric codes have.
     """
-    if spec.bits != 4 or spec.group_size == 256:
-        return False
-    return spec.group_size not in _INT4_GROUPS or any(
-        columns % spec.group_size
-        for layer in plan
-        for slot, (_, columns) in layer.slot_shapes().items()
-        if layer.quantization[slot] is not None
-    )
+    return all(setting.symmetric for setting in settings)
 
 
-def _listed_modules(plan: Plan, source: SourceModel) -> list[str] | None:
+def _reordered(matrix: Matrix) -> bool:
+    """Whether its columns are grouped in another order than they stand."""
+    return matrix.spec is not None and matrix.spec.permutes(matrix.shape[1])
+
+
+def _blocks_path(plan: Plan) -> str:
+    """Dotted path of the list of blocks."""
+    layer = next(layer for layer in plan if layer.block is not None)
+    parts = layer.name.split(".")
+    return ".".join(parts[: parts.index(str(layer.block))])
+
+
+def _floats(plan: Plan, inside: set[str]) -> list[str]:
+    """Modules of the blocks whose weights stay in floating point."""
+    known = {layer.name for layer in plan}
+    inner = (layer for layer in plan if layer.block is not None)
+    planned = [matrix.module for matrix in matrices(inner) if matrix.spec is None]
+    return [*planned, *sorted(inside - known)]
+
+
+def _listed_modules(plan: Plan, source: SourceModel, inside: set[str]) -> list[str] | None:
     """Names of the quantized modules; None when every linear layer of the blocks is one.
 
     Loaders compare ends of names. Names within a block do where all blocks are alike; otherwise
@@ -77,13 +89,13 @@ def _listed_modules(plan: Plan, source: SourceModel) -> list[str] | None:
     """
     quantized: dict[int, list[str]] = {}
     covered: set[str] = set()
-    blocks = "", ""
+    blocks = ""
     for layer in plan:
         if layer.block is None:
             continue
         parts = layer.name.split(".")
         at = parts.index(str(layer.block))
-        blocks = ".".join(parts[:at]), parts[at - 1]
+        blocks = parts[at - 1]
         names = [
             ".".join(parts[at + 1 :]) + MODULES[slot]
             for slot in layer.slot_shapes()
@@ -92,14 +104,13 @@ def _listed_modules(plan: Plan, source: SourceModel) -> list[str] | None:
         quantized.setdefault(layer.block, []).extend(names)
         if len(names) == len(layer.quantization):
             covered.add(layer.name)
-    inside = _block_matrices(source, blocks[0])
     if covered >= inside:
         return None
     first = next(iter(quantized.values()))
     alike = all(names == first for names in quantized.values())
     if alike and len(quantized) == source.config.get_text_config().num_hidden_layers:
         return first
-    return [f"{blocks[1]}.{block}.{name}" for block, names in quantized.items() for name in names]
+    return [f"{blocks}.{block}.{name}" for block, names in quantized.items() for name in names]
 
 
 def _block_matrices(source: SourceModel, prefix: str) -> set[str]:

@@ -5,32 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from asvd_q.artefact import Refusal
+from asvd_q.artefact import WHOLE_MODEL, Refusal
 from asvd_q_exporters.gptq.layout import BITS, GROUP_SIZES, METHODS, MULTIPLE
+from asvd_q_exporters.gptq.names import compact
+from asvd_q_exporters.gptq.settings import Setting, common, settings_of
 
 if TYPE_CHECKING:
-    from asvd_q.plan import LayerPlan, Plan, QuantSpec
+    from asvd_q.plan import LayerPlan, Plan
 
-__all__ = ["common_spec", "refusals"]
+__all__ = ["refusals"]
 
 
-def refusals(plan: Plan) -> list[Refusal]:
-    """All layers that the format cannot hold; empty when it can hold the plan."""
-    if common_spec(plan) is None:
+def refusals(plan: Plan, *, mixed: bool, instead: str) -> list[Refusal]:
+    """All layers that the format cannot hold; empty when it can hold the plan.
+
+    Args:
+        mixed: whether the loader takes matrices that are not quantized alike.
+        instead: what to do where it does not, and the plan has such.
+    """
+    settings = settings_of(plan)
+    default = common(settings)
+    if default is None:
         return [
             Refusal(
-                plan.layers[0].name if plan.layers else "the model",
+                WHOLE_MODEL,
                 "no layer is quantized, and a GPTQ-format checkpoint needs at least one",
                 "export it with transformers",
             )
         ]
     found = [refusal for layer in plan for refusal in _of_layer(layer)]
-    return found or list(_of_differences(plan))
-
-
-def common_spec(plan: Plan) -> QuantSpec | None:
-    """The first quantized matrix's settings, which the format makes those of all."""
-    return next((spec for layer in plan for spec in layer.quantization.values() if spec), None)
+    if found or mixed:
+        return found
+    return list(_of_differences(settings, default, instead))
 
 
 def _of_layer(layer: LayerPlan) -> Iterator[Refusal]:
@@ -49,13 +55,13 @@ def _of_layer(layer: LayerPlan) -> Iterator[Refusal]:
             yield Refusal(
                 layer.name,
                 f"the GPTQ format cannot hold what {spec.method} makes",
-                f"export it with onnx, or quantize it with {' or '.join(METHODS)}",
+                f"export it with bitsandbytes or onnx, or quantize it with {' or '.join(METHODS)}",
             )
         elif spec.bits not in BITS:
             nearest = min(BITS, key=lambda bits: (abs(bits - spec.bits), -bits))
             yield Refusal(
                 layer.name,
-                f"transformers loads the GPTQ format with 2, 3, 4 or 8 bits, not {spec.bits}",
+                f"the GPTQ format has codes of 2, 3, 4 or 8 bits, not {spec.bits}",
                 f"use bits {nearest}",
             )
         elif spec.group_size not in GROUP_SIZES:
@@ -82,20 +88,18 @@ def _of_layer(layer: LayerPlan) -> Iterator[Refusal]:
             )
 
 
-def _of_differences(plan: Plan) -> Iterator[Refusal]:
-    """The first layer that is not quantized like the ones before it."""
-    common = common_spec(plan)
-    assert common is not None
-    words = {"bits": "bits", "group_size": "group size", "symmetric": "symmetry"}
-    for layer in plan:
-        for spec in filter(None, layer.quantization.values()):
-            for field, word in words.items():
-                here, first = getattr(spec, field), getattr(common, field)
-                if here != first:
-                    yield Refusal(
-                        layer.name,
-                        f"its {word} ({here}) differs from that of the layers before it "
-                        f"({first}), and transformers applies one to all of a checkpoint",
-                        f"use {field} {str(first).lower()} for every layer, or export it with onnx",
-                    )
-                    return
+def _of_differences(
+    settings: dict[str, Setting], default: Setting, instead: str
+) -> Iterator[Refusal]:
+    """One refusal for all matrices that are not quantized like most."""
+    others: dict[Setting, list[str]] = {}
+    for module, setting in settings.items():
+        if setting != default:
+            others.setdefault(setting, []).append(module)
+    if others:
+        yield Refusal(
+            ", ".join(f"{compact(modules)} ({setting})" for setting, modules in others.items()),
+            f"not quantized like most layers ({default}), and transformers applies one setting "
+            "to all of a checkpoint",
+            instead,
+        )

@@ -6,6 +6,7 @@ Shares no code with the packer: words are read as the stream of bits that they a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,11 +37,10 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
     """
     reader = CheckpointReader(folder)
     for record in read_metadata(folder).layers:
-        path = reader.path_of(record.name, _MODULES["weight" if record.rank is None else "B"])
         yield (
             record.name,
             {
-                slot: reader.matrix(path + _MODULES[slot], slot == "weight" and record.transposed)
+                slot: reader.matrix(record.name, slot, slot == "weight" and record.transposed)
                 for slot in record.slot_shapes()
             },
         )
@@ -58,35 +58,49 @@ class CheckpointReader:
             config = json.loads((folder / "quantize_config.json").read_text())
             self._bits = int(config["bits"])
             self._offset = {"gptq": 1, "gptq_v2": 0}[config["checkpoint_format"]]
-        except (OSError, ValueError, KeyError) as error:
+            self._rules = [
+                (rule.startswith("-:"), re.compile(re.sub("^[+-]:", "", rule)), changes)
+                for rule, changes in config.get("dynamic", {}).items()
+            ]
+        except (OSError, ValueError, KeyError, re.error) as error:
             raise ArtefactError(
                 f"{folder} has no readable quantize_config.json: {error}"
             ) from error
+        self._folder = folder
         self._files = WeightFiles(folder)
 
-    def path_of(self, layer: str, module: str = "") -> str:
-        """The layer's name in the files.
-
-        Args:
-            module: what follows it in the names of one of its matrices.
-        """
-        ends = (f"{module}.{tensor}".removeprefix(".") for tensor in ("qweight", "weight"))
-        return self._files.path_of(layer, *ends)
-
-    def matrix(self, module: str, transposed: bool = False) -> Tensor:
+    def matrix(self, layer: str, slot: Slot, transposed: bool = False) -> Tensor:
         """float32 (out, in).
 
         Args:
             transposed: it lies there as (in, out) where it is not quantized.
+
+        Raises:
+            ArtefactError: it is missing or damaged, or a rule leaves it out that has codes.
         """
+        suffix = _MODULES[slot]
+        ends = (f"{suffix}.{tensor}".removeprefix(".") for tensor in ("qweight", "weight"))
+        module = self._files.path_of(layer, *ends) + suffix
         if f"{module}.qweight" in self._files:
             names = ("qweight", "qzeros", "scales", "g_idx")
             tensors = {name: self._files.get(f"{module}.{name}")[0] for name in names}
-            found = unpack_matrix(tensors, self._bits, self._offset)
+            # Rules are about names in the model, which those in files may be the ends of.
+            found = unpack_matrix(tensors, self._bits_of(layer + suffix), self._offset)
         else:
             found = as_float32(*self._files.get(f"{module}.weight"))
             found = found.T if transposed else found
         return torch.from_numpy(np.array(found, order="C"))
+
+    def _bits_of(self, module: str) -> int:
+        """The width that the first rule for a module gives it."""
+        for skips, pattern, changes in self._rules:
+            if pattern.match(module):
+                if skips:
+                    raise ArtefactError(
+                        f"{self._folder}: a rule leaves out {module}, a layer that has codes"
+                    )
+                return int(changes.get("bits", self._bits))
+        return self._bits
 
 
 def unpack_rows(words: NDArray[Any], bits: int) -> NDArray[np.uint8]:

@@ -17,10 +17,11 @@ from asvd_q_exporters._checkpoint import (
     write_checkpoint,
     write_json,
 )
-from asvd_q_exporters.gptq.config import quantization_config
+from asvd_q_exporters.gptq.config import is_first_version, quantization_config
+from asvd_q_exporters.gptq.initialisation import fails_without_weights
 from asvd_q_exporters.gptq.layout import packed_layout
 from asvd_q_exporters.gptq.pack import pack_weight
-from asvd_q_exporters.gptq.refusals import common_spec
+from asvd_q_exporters.gptq.settings import settings_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,9 +38,17 @@ _SETTINGS = "quantize_config.json"
 
 
 def write_artefact(
-    store: Store, folder: Path, refusals: list[Refusal], float_type: FloatType | None
+    store: Store,
+    folder: Path,
+    refusals: list[Refusal],
+    float_type: FloatType | None,
+    *,
+    for_transformers: bool = True,
 ) -> None:
     """Write the checkpoint.
+
+    Args:
+        for_transformers: transformers is to load it, if need be with a class of ours.
 
     Raises:
         ExportError: there are refusals; the first one is the message.
@@ -57,29 +66,33 @@ def write_artefact(
     write_checkpoint(
         store,
         folder,
-        _format(plan, TORCH_TYPES[chosen]),
+        _format(plan, store.source, TORCH_TYPES[chosen], for_transformers),
         float_type=chosen,
         extra_config=settings,
     )
 
 
-def artefact_bytes(plan: Plan, source: SourceModel, float_type: FloatType | None) -> ArtefactBytes:
+def artefact_bytes(
+    plan: Plan, source: SourceModel, float_type: FloatType | None, *, for_transformers: bool = True
+) -> ArtefactBytes:
     """See `asvd_q.artefact.SizedExporter`."""
     chosen = float_type or plan.float_type
     config = quantization_config(plan, source)
     found = checkpoint_bytes(
         plan,
         source,
-        _format(plan, TORCH_TYPES[chosen]),
+        _format(plan, source, TORCH_TYPES[chosen], for_transformers),
         float_type=chosen,
         extra_config={"quantization_config": config},
     )
     return ArtefactBytes(found.weights, {**found.others, _SETTINGS: json_bytes(config)})
 
 
-def _format(plan: Plan, dtype: torch.dtype) -> MatrixFormat:
-    common = common_spec(plan)
-    assert common is not None
+def _format(
+    plan: Plan, source: SourceModel, dtype: torch.dtype, for_transformers: bool
+) -> MatrixFormat:
+    settings = settings_of(plan)
+    zero_offset = int(is_first_version(settings.values()))
 
     def specs(
         shape: tuple[int, int], spec: QuantSpec | None
@@ -97,6 +110,7 @@ def _format(plan: Plan, dtype: torch.dtype) -> MatrixFormat:
     def tensors(weight: StoredWeight) -> dict[str, Tensor]:
         if not isinstance(weight, QuantizedWeight):
             return {"weight": weight.dequantize(dtype)}
-        return pack_weight(weight, zero_offset=int(common.symmetric))
+        return pack_weight(weight, zero_offset=zero_offset)
 
-    return MatrixFormat(specs, tensors)
+    own_class = for_transformers and fails_without_weights(source, settings)
+    return MatrixFormat(specs, tensors, own_class=own_class)

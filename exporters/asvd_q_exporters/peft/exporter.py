@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel
 
-from asvd_q.artefact import ParityBounds, Refusal
+from asvd_q.artefact import Refusal
 from asvd_q.errors import MissingExtraError
-from asvd_q_exporters._options import KERNEL_BOUNDS, CheckpointOptions, coarsest
+from asvd_q_exporters._exporter import CheckpointExporter
+from asvd_q_exporters._options import CheckpointOptions
 from asvd_q_exporters._runner import quiet
 from asvd_q_exporters.gptq.layout import stored_bytes
+from asvd_q_exporters.gptq.notes import notes as notes_of
+from asvd_q_exporters.peft.base import codes_alone
 from asvd_q_exporters.peft.refusals import refusals as refusals_of
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from asvd_q.artefact import ArtefactBytes
     from asvd_q.evaluation.torch_runner import TorchRunner
     from asvd_q.models import SourceModel
-    from asvd_q.plan import FloatType, LayerPlan, Plan, Slot
+    from asvd_q.plan import LayerPlan, Plan, Slot
     from asvd_q.store import Store
 
 __all__ = ["PeftExporter", "PeftOptions"]
@@ -32,7 +35,7 @@ class PeftOptions(CheckpointOptions):
     """Options of the PEFT format."""
 
 
-class PeftExporter:
+class PeftExporter(CheckpointExporter[PeftOptions]):
     """Writes a store's codes as a GPTQ-format checkpoint, its corrections as a LoRA adapter.
 
     `base/` is an ordinary GPTQ checkpoint, `adapter/` what `PeftModel.from_pretrained` puts on
@@ -42,17 +45,13 @@ class PeftExporter:
     name: ClassVar[str] = "peft"
     options_model: ClassVar[type[BaseModel]] = PeftOptions
 
-    def __init__(self, options: BaseModel | None = None) -> None:
-        chosen = PeftOptions() if options is None else options
-        if not isinstance(chosen, PeftOptions):
-            raise TypeError(f"options of peft are PeftOptions, not {type(chosen)}")
-        self.options = chosen
-        self.float_type: FloatType | None = chosen.dtype
-        self.bounds: ParityBounds = KERNEL_BOUNDS[coarsest(chosen.dtype, chosen.compute_dtype)]
-
     def can_express(self, plan: Plan) -> list[Refusal]:
         """Factors, corrections in codes, and what a GPTQ-format checkpoint cannot hold."""
         return refusals_of(plan)
+
+    def notes(self, plan: Plan) -> list[str]:
+        """Loaders that misread the base, and layers of it for slow kernels alone."""
+        return notes_of(codes_alone(layer) for layer in plan)
 
     def stored_bytes(self, layer: LayerPlan) -> int:
         """Bytes of the layer's tensors in both folders.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from asvd_q.artefact import Refusal
+from asvd_q.artefact import WHOLE_MODEL, Refusal
 from asvd_q_exporters.gptq.refusals import refusals as base_refusals
 from asvd_q_exporters.peft.base import codes_alone
 
@@ -23,13 +23,17 @@ def refusals(plan: Plan) -> list[Refusal]:
     if not any(layer.form == "correction" for layer in plan):
         return [
             Refusal(
-                plan.layers[0].name if plan.layers else "the model",
+                WHOLE_MODEL,
                 "no layer has a correction, and an adapter holds at least one",
                 "export it with gptq",
             )
         ]
     base = tuple(codes_alone(layer) for layer in plan)
-    return base_refusals(plan.model_copy(update={"layers": base}))
+    return base_refusals(
+        plan.model_copy(update={"layers": base}),
+        mixed=False,
+        instead="use one setting for every layer, or export it with onnx",
+    )
 
 
 def _of_layer(layer: LayerPlan) -> Iterator[Refusal]:

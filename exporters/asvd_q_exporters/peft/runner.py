@@ -6,9 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asvd_q.errors import ArtefactError, first_line
 from asvd_q.evaluation.torch_runner import TorchRunner
-from asvd_q_exporters._runner import quiet
+from asvd_q_exporters._runner import loading, quiet
 from asvd_q_exporters.gptq.runner import load, versions
 
 if TYPE_CHECKING:
@@ -27,11 +26,8 @@ def open_runner(folder: Path, compute_type: FloatType) -> TorchRunner:
     adapter = folder / "adapter"
     with quiet():
         from peft import PeftModel
-        from safetensors import SafetensorError
 
-        try:
+        with loading(adapter):
             model = PeftModel.from_pretrained(base, str(adapter), local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise ArtefactError(f"{adapter} cannot be loaded: {first_line(error)}") from error
     runtime = f"peft {version('peft')}, {versions()}, CPU, {compute_type}"
     return TorchRunner(model.get_base_model(), runtime)

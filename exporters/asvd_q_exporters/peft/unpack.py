@@ -36,8 +36,8 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
     base = CheckpointReader(folder / "base")
     adapter = _Adapter(folder / "adapter")
     for record in read_metadata(folder).layers:
-        path = base.path_of(record.name)
-        matrices: dict[Slot, Tensor] = {"weight": base.matrix(path, record.transposed)}
+        codes = base.matrix(record.name, "weight", record.transposed)
+        matrices: dict[Slot, Tensor] = {"weight": codes}
         if record.form == "correction":
             matrices |= adapter.matrices(record.name)
         yield record.name, matrices

@@ -8,14 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, model_validator
 
-from asvd_q.artefact import ParityBounds, Refusal
+from asvd_q.artefact import Refusal
 from asvd_q.plan import FLOAT_BYTES
-from asvd_q_exporters._options import (
-    TORCH_BOUNDS,
-    CheckpointOptions,
-    coarsest,
-    float_bytes,
-)
+from asvd_q_exporters._exporter import CheckpointExporter
+from asvd_q_exporters._options import TORCH_BOUNDS, CheckpointOptions, float_bytes
 from asvd_q_exporters._runner import quiet
 
 if TYPE_CHECKING:
@@ -24,7 +20,7 @@ if TYPE_CHECKING:
     from asvd_q.artefact import ArtefactBytes
     from asvd_q.evaluation.torch_runner import TorchRunner
     from asvd_q.models import SourceModel
-    from asvd_q.plan import FloatType, LayerPlan, Plan, QuantSpec, Slot
+    from asvd_q.plan import LayerPlan, Plan, QuantSpec, Slot
     from asvd_q.store import Store
 
 __all__ = ["TransformersExporter", "TransformersOptions"]
@@ -53,7 +49,7 @@ class TransformersOptions(CheckpointOptions):
         return self
 
 
-class TransformersExporter:
+class TransformersExporter(CheckpointExporter[TransformersOptions]):
     """Writes a store's floating-point layers as a checkpoint that transformers loads.
 
     Codes are refused, or become floats: see `TransformersOptions`. With factors or corrections it
@@ -63,14 +59,12 @@ class TransformersExporter:
 
     name: ClassVar[str] = "transformers"
     options_model: ClassVar[type[BaseModel]] = TransformersOptions
+    measured = TORCH_BOUNDS
 
     def __init__(self, options: BaseModel | None = None) -> None:
-        chosen = TransformersOptions() if options is None else options
-        if not isinstance(chosen, TransformersOptions):
-            raise TypeError(f"options of transformers are TransformersOptions, not {type(chosen)}")
-        self.options = chosen
-        self.float_type: FloatType | None = "float32" if chosen.dequantize else chosen.dtype
-        self.bounds: ParityBounds = TORCH_BOUNDS[coarsest(chosen.dtype, chosen.compute_dtype)]
+        super().__init__(options)
+        if self.options.dequantize:
+            self.float_type = "float32"
 
     def can_express(self, plan: Plan) -> list[Refusal]:
         """Every layer that is quantized: this format holds floating point alone."""

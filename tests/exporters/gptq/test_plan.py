@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from asvd_q.plan import FloatType, LayerPlan, Plan, QuantSpec, Slot, store_bytes
 from asvd_q_exporters.gptq import GptqExporter, GptqOptions
 
 INT4 = QuantSpec(bits=4, group_size=32)
+
+Loader = Literal["transformers", "gptqmodel"]
 
 
 def factors(
@@ -32,9 +36,13 @@ def dense(
     return LayerPlan(name=name, kind="x", block=block, shape=shape, quantization={"weight": spec})
 
 
-def refused(*layers: LayerPlan) -> list[str]:
+def exporter_for(loader: Loader) -> GptqExporter:
+    return GptqExporter(GptqOptions(loader=loader))
+
+
+def refused(*layers: LayerPlan, loader: Loader = "transformers") -> list[str]:
     plan = Plan(float_type="float32", layers=layers)
-    return [str(refusal) for refusal in GptqExporter().can_express(plan)]
+    return [str(refusal) for refusal in exporter_for(loader).can_express(plan)]
 
 
 def test_what_works_is_not_refused() -> None:
@@ -74,20 +82,29 @@ def test_refusals_name_the_layer_and_a_way_out(layer: LayerPlan, reason: str, in
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (QuantSpec(bits=8, group_size=32), "bits (8)"),
-        (QuantSpec(bits=4, group_size=64), "group size (64)"),
-        (QuantSpec(bits=4, group_size=-1), "group size (-1)"),
-        (QuantSpec(bits=4, group_size=32, symmetric=False), "symmetry (False)"),
+        (QuantSpec(bits=8, group_size=32), "8 bits, groups of 32, symmetric"),
+        (QuantSpec(bits=4, group_size=64), "4 bits, groups of 64, symmetric"),
+        (QuantSpec(bits=4, group_size=-1), "4 bits, one group per channel, symmetric"),
+        (QuantSpec(bits=4, group_size=32, symmetric=False), "4 bits, groups of 32, asymmetric"),
     ],
 )
-def test_settings_that_differ_name_the_first_layer_that_does(other: QuantSpec, words: str) -> None:
-    (found,) = refused(
-        factors(), dense("a", spec=None), dense("b", spec=other), dense("c", spec=other)
-    )
+def test_all_settings_that_differ_are_named(other: QuantSpec, words: str) -> None:
+    float_layer = dense("model.layers.1.mlp.up", spec=None)
+    others = [dense(f"model.layers.{index}.mlp.down", spec=other) for index in (0, 1, 2, 5)]
+    same = [dense(f"model.layers.{index}.mlp.up", spec=INT4) for index in range(6)]
+    (found,) = refused(*others, float_layer, factors(a=other), *same)
+    named, rest = found.split(": ", 1)
+    assert named == (f"model.layers.{{0-2,5}}.mlp.down, model.layers.0.q_proj.ALinear ({words})")
+    assert "4 bits, groups of 32, symmetric" in rest
+    for way in ("loader: gptqmodel", "onnx", "compressed-tensors"):
+        assert way in rest
+    assert refused(*others, factors(a=other), *same, loader="gptqmodel") == []
+
+
+def test_a_layer_that_no_loader_takes_is_refused_for_gptqmodel_too() -> None:
+    (found,) = refused(dense(), dense("b", spec=QuantSpec(bits=5)), loader="gptqmodel")
     assert found.startswith("b: ")
-    assert words in found
-    assert "onnx" in found
-    assert refused(factors(a=other))[0].startswith("model.layers.0.q_proj: ")
+    assert "not 5" in found
 
 
 def test_a_correction_is_refused() -> None:
@@ -108,7 +125,7 @@ def test_a_correction_is_refused() -> None:
 
 def test_nothing_quantized_belongs_elsewhere() -> None:
     (found,) = refused(dense(spec=None))
-    assert "no layer is quantized" in found
+    assert found.startswith("the model: no layer is quantized")
     assert "transformers" in found
 
 

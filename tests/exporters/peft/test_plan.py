@@ -55,7 +55,6 @@ def test_what_works_is_not_refused() -> None:
             "take the place of its weight",
             "gptq or onnx",
         ),
-        (layer(LAYER, "dense", {"weight": INT4}), "no layer has a correction", "with gptq"),
     ],
 )
 def test_refusals_name_the_layer_and_a_way_out(found: LayerPlan, reason: str, instead: str) -> None:
@@ -65,10 +64,17 @@ def test_refusals_name_the_layer_and_a_way_out(found: LayerPlan, reason: str, in
     assert instead in message.rsplit(";", 1)[1]
 
 
+def test_a_plan_without_a_correction_belongs_elsewhere() -> None:
+    (message,) = refused(layer(LAYER, "dense", {"weight": INT4}))
+    assert message.startswith("the model: no layer has a correction")
+    assert "with gptq" in message
+
+
 def test_settings_of_the_base_must_be_one() -> None:
     other = layer(CODES, "dense", {"weight": QuantSpec(bits=8, group_size=32)})
     (message,) = refused(corrected(), other)
-    assert message.startswith(f"{CODES}: its bits (8)")
+    assert message.startswith(f"{CODES} (8 bits, groups of 32, symmetric): ")
+    assert "gptqmodel" not in message  # whose loader takes no adapter of PEFT's
 
 
 def test_bytes_by_hand() -> None:
