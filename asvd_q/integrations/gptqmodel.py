@@ -131,8 +131,7 @@ def _definition(base: type[Any], tree: list[Any]) -> type[Any]:
             )
             if self.quantize_config is not None and (found := next(corrected, None)):
                 raise ModelError(
-                    f"{found}: GPTQModel would quantize the weight and drop the correction "
-                    "beside it"
+                    f"{found}: GPTQModel has no place for a correction beside a quantized weight"
                 )
             return super().after_model_load(model, load_quantized_model)
 
@@ -144,9 +143,7 @@ def _definition(base: type[Any], tree: list[Any]) -> type[Any]:
             stored = _tensor_names(getattr(model, "checkpoint_file_name", None))
             if stored is not None and f"{module_name}.qweight" not in stored:
                 return False
-            return bool(
-                super().should_quantize_module(model, module_name, module, quantize_config)
-            )
+            return bool(super().should_quantize_module(model, module_name, module, quantize_config))
 
     FactorisedQModel.__name__ = FactorisedQModel.__qualname__ = f"AsvdQ{base.__name__}"
     return FactorisedQModel

@@ -48,9 +48,7 @@ def load_model(
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=dtype, local_files_only=True
             )
-        except (
-            OSError, ValueError, KeyError, RuntimeError, ModelError, SafetensorError
-        ) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, ModelError, SafetensorError) as error:
             reason = str(error).strip().splitlines()
             raise ArtefactError(
                 f"{folder} cannot be loaded: {reason[0] if reason else type(error).__name__}"
