@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,17 @@ from benchmarks._adapters import Adapter, read_adapters
 from benchmarks._compressions import Case, CasePoint
 from benchmarks.common import Bench, Compressed
 
-__all__ = ["PEERS", "Coding", "Found", "Peer"]
+__all__ = [
+    "PEERS",
+    "Coding",
+    "Found",
+    "Peer",
+    "bitsandbytes_nf4",
+    "examples",
+    "gptqmodel_codes",
+]
+
+_NF4 = QuantSpec(method="nf4", group_size=64)
 
 
 class Coding(NamedTuple):
@@ -90,52 +99,93 @@ class Peer:
         return point.model_copy(update={"disk_bytes": found.disk_bytes})
 
 
-def _bitsandbytes(bench: Bench, case: Case, group_size: int, folder: Path) -> Found:
-    """transformers' `load_in_4bit`, saved before any forward pass; blocks of 64, its default."""
+def bitsandbytes_nf4(model: Path, folder: Path) -> dict[str, Tensor]:
+    """transformers' `load_in_4bit`, saved before any forward pass; blocks of 64, its default.
+
+    Args:
+        model: what is quantized.
+        folder: where the result goes.
+
+    Returns:
+        float32 (out, in) by module: what the codes in the folder stand for.
+    """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
     )
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(
-            bench.source.path, quantization_config=config, device_map="cpu"
-        )
-        model.save_pretrained(folder)
-    spec = QuantSpec(method="nf4", group_size=64)
+        AutoModelForCausalLM.from_pretrained(
+            model, quantization_config=config, device_map="cpu"
+        ).save_pretrained(folder)
+        saved = AutoModelForCausalLM.from_pretrained(folder, device_map="cpu")
     weights = {}
-    for name, module in model.named_modules():
+    for name, module in saved.named_modules():
         if type(module).__name__ == "Linear4bit":
             state = module.weight.quant_state
             stored = Nf4Weight(
                 packed=module.weight.data,
                 absmax=state.absmax,
                 shape=tuple(state.shape),
-                spec=spec,
+                spec=_NF4,
                 nested_absmax=None,
                 nested_quant_map=None,
                 nested_offset=None,
             )
             weights[name] = stored.dequantize()
-    return Found(weights, dict.fromkeys(weights, spec), folder_bytes(folder))
+    return weights
 
 
-def _gptqmodel(bench: Bench, case: Case, group_size: int, folder: Path) -> Found:
-    """gptqmodel's quantization of the whole model, its defaults but for bits and group size."""
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+def gptqmodel_codes(
+    model: Path, folder: Path, texts: list[dict[str, list[int]]], *, bits: int, group_size: int
+) -> dict[str, Tensor]:
+    """gptqmodel's quantization of a model, its defaults but for bits and group size.
+
+    Args:
+        model: what is quantized.
+        folder: where the result goes.
+        texts: see `examples`.
+
+    Returns:
+        float32 (out, in) by module: what the codes in the folder stand for.
+    """
+    with quiet():
+        import asvd_q.integrations.gptqmodel  # noqa: F401  first: it prepares the process too
+
     with quiet():
         from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
-        config = QuantizeConfig(bits=case.bits, group_size=group_size)
-        model = GPTQModel.load(str(bench.source.path), config, device="cpu")
-        model.quantize(_examples(bench, case), batch_size=1)
-        model.save(str(folder))
-        del model
+        config = QuantizeConfig(bits=bits, group_size=group_size)
+        quantized = GPTQModel.load(str(model), config, device="cpu")
+        quantized.quantize(texts, batch_size=1)
+        quantized.save(str(folder))
+        del quantized
         # By itself it takes bfloat16 on a CPU, to which it would round the float16 scales saved.
         saved = GPTQModel.load(
             str(folder), device="cpu", backend=BACKEND.TORCH, dtype=torch.float16
         )
-        weights = _dequantized(saved.model)
+        return _dequantized(saved.model)
+
+
+def examples(bench: Bench, corpora: Sequence[str] | None = None) -> list[dict[str, list[int]]]:
+    """Calibration windows of the options (or of these corpora), as other packages take them."""
+    return [
+        {"input_ids": window.tolist(), "attention_mask": [1] * len(window)}
+        for window in bench.calibration(corpora)
+    ]
+
+
+def _bitsandbytes(bench: Bench, case: Case, group_size: int, folder: Path) -> Found:
+    weights = bitsandbytes_nf4(bench.source.path, folder)
+    return Found(weights, dict.fromkeys(weights, _NF4), folder_bytes(folder))
+
+
+def _gptqmodel(bench: Bench, case: Case, group_size: int, folder: Path) -> Found:
+    assert case.bits is not None
+    texts = examples(bench, case.calibration)
+    weights = gptqmodel_codes(
+        bench.source.path, folder, texts, bits=case.bits, group_size=group_size
+    )
     spec = QuantSpec(method="gptq", bits=case.bits, group_size=group_size)
     return Found(weights, dict.fromkeys(weights, spec), folder_bytes(folder))
 
@@ -157,19 +207,12 @@ def _eora(bench: Bench, case: Case, group_size: int, folder: Path) -> Found:
             adapter=Lora(rank=case.rank, path=str(beside)),
             model_id_or_path=str(bench.source.path),
             quantized_model_id_or_path=str(codes),
-            calibration_dataset=_examples(bench, case),
+            calibration_dataset=examples(bench, case.calibration),
             batch_size=1,
             device="cpu",
         )
     shapes = {name: (weight.shape[0], weight.shape[1]) for name, weight in found.weights.items()}
     return replace(found, adapters=read_adapters(beside, shapes), disk_bytes=folder_bytes(folder))
-
-
-def _examples(bench: Bench, case: Case) -> list[dict[str, list[int]]]:
-    return [
-        {"input_ids": window.tolist(), "attention_mask": [1] * len(window)}
-        for window in bench.calibration(case.calibration)
-    ]
 
 
 def _dequantized(model: Any) -> dict[str, Tensor]:

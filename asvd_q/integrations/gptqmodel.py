@@ -131,8 +131,7 @@ def _definition(base: type[Any], tree: list[Any]) -> type[Any]:
             )
             if self.quantize_config is not None and (found := next(corrected, None)):
                 raise ModelError(
-                    f"{found}: GPTQModel would quantize the weight and drop the correction "
-                    "beside it"
+                    f"{found}: GPTQModel has no place for a correction beside a quantized weight"
                 )
             return super().after_model_load(model, load_quantized_model)
 
