@@ -13,6 +13,7 @@ from asvd_q.models import SourceModel
 from asvd_q.plan import LayerPlan, Plan, QuantSpec, Slot
 from asvd_q.sizes import footprint, measured_footprint, predict_files
 from asvd_q.store import Store
+from asvd_q_exporters.bitsandbytes import BitsAndBytesExporter
 from asvd_q_exporters.gptq import GptqExporter, GptqOptions
 from asvd_q_exporters.onnx import OnnxExporter, OnnxOptions
 from asvd_q_exporters.peft import PeftExporter, PeftOptions
@@ -52,7 +53,8 @@ def factors(folder: Path, source: SourceModel, spec: QuantSpec | None, rank: int
 def forms(folder: Path, form: str) -> Store:
     source = SourceModel.open(str(WREN))
     if form.startswith("factors"):
-        return factors(folder, source, INT4 if form == "factors of codes" else None)
+        specs = {"factors of codes": INT4, "factors of nf4": nf4(64, double=True)}
+        return factors(folder, source, specs.get(form))
     choices = {
         "dense": dense(None),
         "codes": dense(INT4),
@@ -72,6 +74,8 @@ def forms(folder: Path, form: str) -> Store:
         ("factors", TransformersExporter()),
         ("nf4", TransformersExporter(TransformersOptions(dequantize=True))),
         ("coded correction", TransformersExporter(TransformersOptions(dequantize=True))),
+        ("nf4", BitsAndBytesExporter()),
+        ("factors of nf4", BitsAndBytesExporter()),
         ("codes", GptqExporter()),
         ("narrow codes", GptqExporter(GptqOptions(dtype="float32"))),
         ("factors of codes", GptqExporter()),
