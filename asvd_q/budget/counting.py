@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from asvd_q.artefact import WHOLE_MODEL, Exporter, Refusal
@@ -44,20 +45,29 @@ class Count:
 
     def refuses_mixtures(self) -> Refusal | None:
         """Why the format cannot hold layers with codes of different widths; None when it can."""
+        found = self._refusals([QuantSpec(method="rtn", bits=bits) for bits in (4, 8)])
+        return found[0] if found else None
+
+    def refuses_codes(self, specs: Sequence[QuantSpec]) -> Refusal | None:
+        """Why the format cannot hold layers of any of these settings; None when it can of one."""
+        found = [self._refusals([spec]) for spec in specs]
+        return found[0][0] if found and all(found) else None
+
+    def _refusals(self, specs: Sequence[QuantSpec]) -> list[Refusal]:
+        """What the format says to dense layers with these settings, side by side."""
         if self.exporter is None:
-            return None
+            return []
         layers = tuple(
             LayerPlan(
                 name=f"layers.{number}.weight",
                 kind="weight",
                 block=number,
                 shape=(256, 256),
-                quantization={"weight": QuantSpec(method="rtn", bits=bits)},
+                quantization={"weight": spec},
             )
-            for number, bits in enumerate((4, 8))
+            for number, spec in enumerate(specs)
         )
-        refusals = self.exporter.can_express(Plan(float_type=self.float_type, layers=layers))
-        return refusals[0] if refusals else None
+        return self.exporter.can_express(Plan(float_type=self.float_type, layers=layers))
 
     def of_rest(self, plan: Plan) -> int:
         """Bytes of the tensors that no layer plan covers."""

@@ -11,7 +11,7 @@ from asvd_q.plan import LayerPlan, QuantSpec, Slot, factor_parameters
 from asvd_q.recipe import Recipe
 from asvd_q.search.planning import plan_layer
 
-__all__ = ["Offer", "layer_offers", "ranks_to_try", "uniform_offers"]
+__all__ = ["Offer", "layer_offers", "ranks_to_try", "settings_on_offer", "uniform_offers"]
 
 
 _COARSE = 4
@@ -76,6 +76,12 @@ def ranks_to_try(shape: tuple[int, int], multiple: int, most: int) -> list[int]:
     if len(every) <= most:
         return every
     return sorted({every[round((number + 1) * len(every) / most) - 1] for number in range(most)})
+
+
+def settings_on_offer(recipe: Recipe, layer: str) -> list[QuantSpec]:
+    """How the matrices of a layer may be quantized, whatever its form."""
+    slots: tuple[Slot, ...] = ("weight", "B", "A")
+    return [spec for slot in slots for spec in _Specs(recipe, layer, slot).all()]
 
 
 def uniform_offers(weight: WeightRef, recipe: Recipe, count: Count) -> list[Offer]:

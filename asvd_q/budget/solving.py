@@ -14,6 +14,7 @@ from asvd_q.budget.choice import Choice, Offering, choose, make_target
 from asvd_q.budget.contest import stored
 from asvd_q.budget.counting import STORE, Count
 from asvd_q.budget.hybrid import checked
+from asvd_q.budget.offers import settings_on_offer
 from asvd_q.budget.sweep import LayerTried, TrialCache, sweep
 from asvd_q.budget.timing import KernelTimes, kernel_times, require_timed
 from asvd_q.errors import RankError, RecipeError
@@ -71,8 +72,16 @@ def format_count(
     if refusal is not None:
         raise RecipeError(
             f"budget.format: {count.name} cannot hold layers that are quantized differently "
-            f"({refusal.reason}): use {STORE} or onnx; for an export, {refusal.instead}"
+            f"({refusal.reason}): use {STORE}, onnx or compressed-tensors; for an export, "
+            f"{refusal.instead}"
         )
+    if recipe.quantize is not None and not recipe.quantize.overrides:
+        codes = count.refuses_codes(settings_on_offer(recipe, "layers.0.weight"))
+        if codes is not None:
+            raise RecipeError(
+                f"budget.format: {count.name} cannot hold what quantize makes: {codes.reason}; "
+                f"{codes.instead}"
+            )
     if recipe.budget.decode_speed is not None:
         require_timed(count)
     return count

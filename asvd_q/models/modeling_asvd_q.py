@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 __all__ = [
+    "CodedCorrectedLinear",
     "CorrectedLinear",
     "LowRankLinear",
     "auto_map",
@@ -92,6 +93,31 @@ class CorrectedLinear(nn.Module):
         return functional.linear(hidden_states, self.weight, self.bias) + correction
 
 
+class CodedCorrectedLinear(nn.Linear):
+    """A `CorrectedLinear` for compressed-tensors, with the same tensors under the same names.
+
+    That package turns codes into the weight of an `nn.Linear` and of nothing else. It puts no
+    layer of its own in the place: what lies beside the weight stays.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        rank: int,
+        out_features: int,
+        bias: bool,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
+        self.BLinear = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+        self.ALinear = nn.Linear(rank, out_features, bias=False, device=device, dtype=dtype)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        correction: torch.Tensor = self.ALinear(self.BLinear(hidden_states))
+        return super().forward(hidden_states) + correction
+
+
 def swap_factors(
     module: nn.Module,
     ranks: Mapping[str, int],
@@ -100,6 +126,7 @@ def swap_factors(
     dtype: torch.dtype | None = None,
     *,
     corrections: Mapping[str, int] | None = None,
+    corrected: type[CorrectedLinear] | type[CodedCorrectedLinear] = CorrectedLinear,
 ) -> None:
     """Put an empty layer of ours in place of every linear layer that is named.
 
@@ -109,13 +136,14 @@ def swap_factors(
             language model.
         prefix: dotted path of `module` in that model; names outside it are left out.
         device, dtype: of the new layers; by default those of the layer they replace.
-        corrections: name of a layer that becomes a `CorrectedLinear` → rank.
+        corrections: name of a layer that becomes a `corrected` → rank.
+        corrected: class of the layers with a correction.
 
     Raises:
         ValueError: a name is that of no layer, or of no linear one.
     """
     _swap(module, ranks, prefix, device, dtype, LowRankLinear, "truncation_ranks")
-    _swap(module, corrections or {}, prefix, device, dtype, CorrectedLinear, "correction_ranks")
+    _swap(module, corrections or {}, prefix, device, dtype, corrected, "correction_ranks")
 
 
 def _swap(
@@ -124,7 +152,7 @@ def _swap(
     prefix: str,
     device: torch.device | str | None,
     dtype: torch.dtype | None,
-    made: type[LowRankLinear] | type[CorrectedLinear],
+    made: type[LowRankLinear] | type[CorrectedLinear] | type[CodedCorrectedLinear],
     key: str,
 ) -> None:
     """Replace layers by those of one class; `key` is where the configuration names them."""
@@ -228,6 +256,7 @@ def _model(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
             config.truncation_ranks,
             self.base_model_prefix if headless else "",
             corrections=config.correction_ranks,
+            corrected=CodedCorrectedLinear if _holds_codes(config) else CorrectedLinear,
         )
 
     causal = _base_models(config_class.__bases__[0]).get("AutoModelForCausalLM")
@@ -240,6 +269,14 @@ def _model(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         "_auto_class": "AutoModelForCausalLM" if base is causal else "AutoModel",
     }
     return type(_PREFIX + base.__name__, (base,), namespace)
+
+
+def _holds_codes(config: PreTrainedConfig) -> bool:
+    """Whether compressed-tensors made the checkpoint's weights smaller."""
+    quantization = getattr(config, "quantization_config", None) or {}
+    if not isinstance(quantization, Mapping):
+        quantization = quantization.to_dict()
+    return quantization.get("quant_method") == "compressed-tensors"
 
 
 def __getattr__(name: str) -> type[Any]:

@@ -45,8 +45,8 @@ class BudgetSection(Section):
     measured in the runtime of `format`, which has to be one that can be timed, such as onnx."""
 
     format: Text = "store"
-    """Whose bytes count, and whose limits hold: store, or an export format such as onnx, with the
-    options that it has under `export`."""
+    """Whose bytes count, and whose limits hold: store, or an export format that mixes widths, such
+    as onnx or compressed-tensors, with the options that it has under `export`."""
 
     bits: Annotated[tuple[Bits, ...], Field(min_length=1)] = (2, 3, 4, 5, 6, 8)
     """Widths of codes to choose from. One that takes the bytes of a larger one is left out."""

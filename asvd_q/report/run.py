@@ -33,6 +33,7 @@ _PACKAGES = (
     "optimum",
     "bitsandbytes",
     "gptqmodel",
+    "compressed-tensors",
 )
 
 

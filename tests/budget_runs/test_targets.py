@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from asvd_q.budget.solving import BudgetResult
 from asvd_q.errors import RankError, RecipeError
@@ -208,3 +209,19 @@ def test_the_bytes_of_onnx(make: Make) -> None:
     assert artefact.proof.status == "proven"
     found = json.loads((Path(recipe.output) / "search/budget.json").read_text())
     assert (found["format"], found["bytes"]) == ("onnx", stored + OTHER_BYTES)
+
+
+def test_the_bytes_of_compressed_tensors(make: Make) -> None:
+    """Codes of any width, in one file, as many bytes as were counted."""
+    pytest.importorskip("compressed_tensors")
+    limit = OTHER_BYTES + 6_000
+    target = {"size": f"{limit} B", "format": "compressed-tensors", "bits": [3, 5, 8]}
+    recipe = make(target, correct={}, export=[{"format": "compressed-tensors"}])
+    record = run(recipe, quiet)
+    (artefact,) = record.artefacts
+    assert artefact.proof.status == "proven"
+    tensors = load_file(Path(recipe.output) / artefact.folder / "model.safetensors")
+    stored = sum(tensor.nbytes for tensor in tensors.values())
+    assert limit - 500 < stored <= limit
+    specs = [spec for one in record.layers for spec in one.quantization.values() if spec]
+    assert len({spec.bits for spec in specs}) > 1

@@ -50,5 +50,5 @@ def _of_layer(layer: LayerPlan) -> Iterator[Refusal]:
                     layer.name,
                     f"PEFT adapters are in floating point, and its {slot} is {spec.bits}-bit "
                     f"codes of {spec.method}",
-                    "leave A and B in floating point, or export it with onnx",
+                    "leave A and B in floating point, or export it with compressed-tensors or onnx",
                 )

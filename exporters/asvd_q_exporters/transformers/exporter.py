@@ -128,5 +128,5 @@ class TransformersExporter(CheckpointExporter[TransformersOptions]):
 
 def _instead(layer: LayerPlan, spec: QuantSpec) -> str:
     if layer.form == "correction":
-        return "export it with onnx"
+        return "export it with compressed-tensors or onnx"
     return _INSTEAD.get(spec.method, "export it with gptq or onnx")

@@ -1,0 +1,71 @@
+"""What a compressed-tensors checkpoint cannot hold, said before anything is computed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from asvd_q.artefact import WHOLE_MODEL, Refusal
+from asvd_q_exporters.compressed_tensors.layout import METHODS, NARROWEST, group_width
+
+if TYPE_CHECKING:
+    from asvd_q.plan import LayerPlan, Plan, QuantSpec
+
+__all__ = ["refusals"]
+
+
+def refusals(plan: Plan) -> list[Refusal]:
+    """All layers that the format cannot hold; empty when it can hold the plan."""
+    if not any(spec for layer in plan for spec in layer.quantization.values()):
+        return [
+            Refusal(
+                WHOLE_MODEL,
+                "no layer is quantized, and a compressed-tensors checkpoint needs at least one",
+                "export it with transformers",
+            )
+        ]
+    return [
+        Refusal(layer.name, *found)
+        for layer in plan
+        for slot, shape in layer.slot_shapes().items()
+        if (spec := layer.quantization[slot]) is not None
+        and (found := _of_matrix(layer, shape, spec)) is not None
+    ]
+
+
+def _of_matrix(layer: LayerPlan, shape: tuple[int, int], spec: QuantSpec) -> tuple[str, str] | None:
+    """Why a quantized matrix has no place, and what works instead."""
+    columns = shape[1]
+    if spec.method not in METHODS:
+        return (
+            f"the compressed-tensors format cannot hold what {spec.method} makes",
+            f"export it with bitsandbytes or onnx, or quantize it with {' or '.join(METHODS)}",
+        )
+    if not spec.symmetric:
+        return (
+            "transformers cannot load the packed zero points of asymmetric codes in this format",
+            "use symmetric: true, or export it with onnx or gptq",
+        )
+    if spec.permutes(columns):
+        return (
+            "compressed-tensors has given up groups of reordered columns",
+            "use static_groups: true, or export it with gptq",
+        )
+    if layer.transposed and layer.form == "dense":
+        return (
+            "is a Conv1D, and compressed-tensors quantizes torch's Linear alone",
+            "export it with onnx or gptq",
+        )
+    narrow = group_width(columns, spec)
+    if narrow < min(NARROWEST, columns):
+        return (
+            f"groups of {spec.group_size} leave a rest of its {columns} columns, so that they "
+            f"would have to be cut into pieces of {narrow}",
+            f"use group_size {_nearest(columns, spec.group_size)}",
+        )
+    return None
+
+
+def _nearest(columns: int, size: int) -> int:
+    """The group size closest to `size` that leaves no rest; -1 where none is allowed."""
+    fitting = [width for width in range(NARROWEST, 257) if columns % width == 0]
+    return min(fitting, key=lambda width: abs(width - size), default=-1)
