@@ -154,6 +154,7 @@ def plan(
             "estimate": needed.model_dump(mode="json"),
             "exporters": [one.model_dump(mode="json") for one in outlooks],
             "warnings": prepared.warnings,
+            "untouched": dict(prepared.skeleton.untouched),
         }
         print(json.dumps(content, indent=1))  # noqa: T201
         return

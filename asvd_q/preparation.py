@@ -157,6 +157,12 @@ def _source_warnings(prepared: Prepared) -> Iterator[str]:
             f"what is made of them starts from rounded weights{twice}; start from the unquantized "
             "model if there is one"
         )
+    if prepared.skeleton.untouched:
+        kinds, share = prepared.skeleton.untouched_kinds()
+        yield (
+            f"left as they are, being no linear layers: {', '.join(kinds)}, {share:.1%} of the "
+            "weights of the blocks"
+        )
     stored = {} if prepared.kept_ranks else _stored_ranks(source, prepared.skeleton)
     if stored:
         ranks = " to ".join(map(str, sorted({min(stored.values()), max(stored.values())})))

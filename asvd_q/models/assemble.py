@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from asvd_q.errors import ModelError
 from asvd_q.models.modeling_asvd_q import CorrectedLinear, LowRankLinear
 from asvd_q.models.source import SourceModel
 from asvd_q.plan import Slot
@@ -112,17 +111,6 @@ def _load_rest(
     for name, empty in pending:
         owner, _, leaf = name.rpartition(".")
         if id(empty) not in loaded:
-            if source.resolve(dot + name) is None:
-                raise ModelError(
-                    f"{source.path} has no weight called {dot + name}, which its configuration "
-                    "promises: the folder is incomplete"
-                )
-            tensor = source.tensor(dot + name)
-            if tensor.shape != empty.shape:
-                raise ModelError(
-                    f"{source.path}: {dot + name} has shape {tuple(tensor.shape)} where its "
-                    f"configuration says {tuple(empty.shape)}"
-                )
-            tensor = tensor.to(device=device, dtype=dtype)
+            tensor = source.tensor(dot + name).to(device=device, dtype=dtype)
             loaded[id(empty)] = nn.Parameter(tensor, requires_grad=False)
         setattr(module.get_submodule(owner), leaf, loaded[id(empty)])

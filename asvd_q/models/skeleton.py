@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from accelerate import init_empty_weights
@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from asvd_q.errors import ModelError, first_line
 from asvd_q.models.refs import WeightRef
 from asvd_q.models.source import SourceModel
+from asvd_q.models.support import require_attention, require_decoder, require_weights
 
 __all__ = ["Skeleton", "build_skeleton"]
 
@@ -27,6 +28,8 @@ class Skeleton:
         weights: every weight of a linear layer inside the blocks, then the head's.
         head: name of the output projection; None when there is none.
         head_is_tied: whether the head's weight is the embedding's.
+        untouched: parameters of two or more dimensions inside the blocks that are no linear
+            layer's weight, such as experts in one tensor: name → number of values.
     """
 
     model: nn.Module
@@ -34,6 +37,7 @@ class Skeleton:
     weights: tuple[WeightRef, ...]
     head: str | None
     head_is_tied: bool
+    untouched: Mapping[str, int]
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -44,13 +48,23 @@ class Skeleton:
     def block_name(self, index: int) -> str:
         return f"{self.blocks_path}.{index}"
 
+    def untouched_kinds(self) -> tuple[list[str], float]:
+        """Names that untouched parameters have within a block, and their share of its weights."""
+        prefix = f"{self.blocks_path}."
+        kinds = {name.removeprefix(prefix).partition(".")[2] for name in self.untouched}
+        left = sum(self.untouched.values())
+        inside = (weight.shape for weight in self.weights if weight.block is not None)
+        return sorted(kinds), left / (left + sum(rows * columns for rows, columns in inside))
+
 
 def build_skeleton(source: SourceModel) -> Skeleton:
     """Build a model's structure without reading a single weight.
 
     Raises:
-        ModelError: transformers cannot build it, or it has no list of like blocks.
+        ModelError: transformers cannot build it, it is no decoder with attention, it has no list
+            of like blocks, or the files do not hold what it needs.
     """
+    require_decoder(source)
     try:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
@@ -63,17 +77,21 @@ def build_skeleton(source: SourceModel) -> Skeleton:
         ) from error
     model.tie_weights()  # registering a parameter on the meta device had torn them apart
     model.eval()
+    require_attention(source, model)
     blocks_path = _find_blocks(model)
+    require_weights(source, model)
     head = _head_name(model)
     tied = head is not None and (
         model.get_output_embeddings().weight is model.get_input_embeddings().weight
     )
+    weights = tuple(_weights(model, blocks_path, head))
     return Skeleton(
         model=model,
         blocks_path=blocks_path,
-        weights=tuple(_weights(model, blocks_path, head)),
+        weights=weights,
         head=head,
         head_is_tied=tied,
+        untouched=_untouched(model, blocks_path, {weight.tensor_name for weight in weights}),
     )
 
 
@@ -115,3 +133,11 @@ def _weights(model: nn.Module, blocks_path: str, head: str | None) -> Iterable[W
             yield WeightRef(name, name, shape, block, transposed=transposed)
         elif name == head:
             yield WeightRef(name, name, shape, None, transposed=transposed)
+
+
+def _untouched(model: nn.Module, blocks_path: str, covered: set[str]) -> dict[str, int]:
+    return {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if name.startswith(f"{blocks_path}.") and parameter.dim() > 1 and name not in covered
+    }

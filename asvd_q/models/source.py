@@ -38,6 +38,9 @@ TOKENIZER_FILES = (
 )
 """Small files that belong to a model and travel unchanged into every artefact."""
 
+_RENAMED = {"lm_head.weight": "embed_out.weight"}
+"""Parameters whose name in the files transformers has changed in the model: GPT-NeoX's head."""
+
 
 class SourceModel:
     """A Hugging Face causal language model on disk.
@@ -137,8 +140,9 @@ class SourceModel:
 
     def resolve(self, name: str) -> str | None:
         """The stored name of a parameter, with or without the base model's prefix."""
-        if name in self.tensors:
-            return name
+        for known in (name, _RENAMED.get(name, name)):
+            if known in self.tensors:
+                return known
         head, _, rest = name.partition(".")
         if rest in self.tensors:
             return rest
@@ -146,6 +150,11 @@ class SourceModel:
             if f"{prefix}.{name}" in self.tensors:
                 return f"{prefix}.{name}"
         return None
+
+    @staticmethod
+    def model_name(stored: str) -> str:
+        """What the model calls a stored tensor, but for the base model's prefix."""
+        return next((name for name, old in _RENAMED.items() if old == stored), stored)
 
     def tensor(self, name: str) -> Tensor:
         """One stored tensor, copied into memory, in the type it is stored or rounded to.

@@ -76,7 +76,7 @@ class _Piece:
 
     Attributes:
         layer: whose stored matrices they are; None for a tensor of the source.
-        origin: the layer's name in the source's files, or the name of the source's tensor.
+        origin: the layer's name in the file, or the name of the source's tensor.
     """
 
     specs: tuple[TensorSpec, ...]
@@ -207,7 +207,7 @@ def _path(layer: LayerPlan, source: SourceModel) -> str:
     """The layer's name in the source's files, which may leave out the base model's prefix."""
     stored = source.resolve(f"{layer.name}.weight")
     if stored is not None:
-        return stored.removesuffix(".weight")
+        return source.model_name(stored).removesuffix(".weight")
     if f"{layer.name}.weight" in _tied(source):
         return layer.name
     raise ExportError(
@@ -244,15 +244,17 @@ def _pieces(
         for layer in changed
         if layer.form == "factors"
     }
-    for name in [*source.tensors, *(name for name in layers if name not in source.tensors)]:
-        if name in layers:
-            layer = layers[name]
+    # Under the model's names: transformers renames old ones for its own classes alone.
+    targets = {source.model_name(name): name for name in source.tensors}
+    for target in [*targets, *(name for name in layers if name not in targets)]:
+        if target in layers:
+            layer = layers[target]
             path = paths[layer.name]
             yield _Piece(tuple(_layer_specs(layer, path, format)), layer, path)
-        elif name not in dropped:
+        elif (name := targets[target]) not in dropped:
             info = source.tensors[name]
             kept = dtype if info.dtype in _FLOATS else TORCH_NAMES[info.dtype]
-            yield _Piece((TensorSpec(biases.get(name, name), kept, info.shape),), None, name)
+            yield _Piece((TensorSpec(biases.get(target, target), kept, info.shape),), None, name)
 
 
 def _layer_specs(layer: LayerPlan, path: str, format: MatrixFormat) -> Iterator[TensorSpec]:

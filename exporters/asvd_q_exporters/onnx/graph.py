@@ -79,7 +79,7 @@ def trace(model: Any, dtype: torch.dtype, opset: int, shared: Mapping[str, str])
         ExportError: torch cannot trace this architecture.
     """
     parameters = {f"model.{name}" for name, _ in model.named_parameters(remove_duplicate=False)}
-    traced = _traced(_Decoder(model).eval(), _past(model.config, dtype), opset)
+    traced = _traced(_Decoder(model).eval(), _past(model, dtype), opset)
     weights = [value for name, value in traced.graph.initializers.items() if name in parameters]
     # As inputs the optimizer cannot fold them: a placeholder's value must not end up in a node.
     for value in weights:
@@ -100,15 +100,21 @@ def trace(model: Any, dtype: torch.dtype, opset: int, shared: Mapping[str, str])
     return traced
 
 
-def _past(config: Any, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """Example keys and values: (batch 2, heads, past 3, width of a head) of every block."""
-    text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    shape = (2, heads, 3, width)
+def _past(model: Any, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Example keys and values: (batch 2, heads, past 3, width of a head) of every block.
+
+    Seen on a run without values: configurations do not all say how many heads are cached.
+    """
+    from torch._subclasses import FakeTensorMode
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        tokens = torch.zeros((2, 3), dtype=torch.int64)
+        model(input_ids=tokens, past_key_values=cache, use_cache=True)
     return [
-        (torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
-        for _ in range(text.num_hidden_layers)
+        (torch.zeros(layer.keys.shape, dtype=dtype), torch.zeros(layer.values.shape, dtype=dtype))
+        for layer in cache.layers
     ]
 
 
