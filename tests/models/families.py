@@ -33,6 +33,8 @@ _OPT = {
 }
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", _COMMON),
+    "mistral": ("MistralForCausalLM", _COMMON | {"sliding_window": 4}),
+    "qwen2": ("Qwen2ForCausalLM", _COMMON),
     "gpt2": ("GPT2LMHeadModel", _GPT2),
     "opt": ("OPTForCausalLM", _OPT),
     # A window shorter than the test's sequences: the two kinds of layer then differ.
@@ -62,7 +64,8 @@ SITES: dict[str, list[tuple[str, ...]]] = {
         ("mlp.down_proj",),
     ],
 }
-SITES["gemma2"] = SITES["qwen3"] = SITES["llama"]
+for _like_llama in ("mistral", "qwen2", "qwen3", "gemma2"):
+    SITES[_like_llama] = SITES["llama"]
 """Layers of a block that are fed by one activation, in the order of the forward pass."""
 
 TOKENS = torch.randint(3, 64, (3, 11), generator=torch.Generator().manual_seed(5))

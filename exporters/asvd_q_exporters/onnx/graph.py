@@ -137,12 +137,18 @@ def _traced(decoder: nn.Module, past: list[tuple[Tensor, Tensor]], opset: int) -
             verbose=False,
         )
     except OnnxExporterError as error:
-        cause = first_line(error.__cause__ or error)
+        cause = _reason(error.__cause__ or error)
         raise ExportError(
             f"torch cannot trace this architecture to ONNX: {cause}; use the transformers format"
         ) from error
     assert program is not None
     return program.model
+
+
+def _reason(error: BaseException) -> str:
+    """The line of a tracer's error that says something: headings end with a colon."""
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.endswith(":")), first_line(error))
 
 
 def _optimize(model: onnx_ir.Model) -> None:

@@ -65,9 +65,10 @@ class TiedHead(nn.Module):
     `Gemm` reads it transposed in place, so the file holds it once.
     """
 
-    def __init__(self, embedding: nn.Parameter) -> None:
+    def __init__(self, embedding: nn.Parameter, bias: nn.Parameter | None = None) -> None:
         super().__init__()
         self.weight = embedding
+        self.bias = bias
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         batch, tokens, hidden = hidden_states.shape
@@ -78,7 +79,8 @@ class TiedHead(nn.Module):
             dtype=hidden_states.dtype,
             shape=(batch * tokens, self.weight.shape[0]),
         )
-        return logits.reshape(batch, tokens, self.weight.shape[0])
+        logits = logits.reshape(batch, tokens, self.weight.shape[0])
+        return logits if self.bias is None else logits + self.bias
 
 
 def stand_in(layer: LayerPlan, bias: bool, dtype: torch.dtype, accuracy_level: int) -> nn.Module:

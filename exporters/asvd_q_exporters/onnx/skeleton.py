@@ -71,6 +71,7 @@ def build_skeleton(
         ExportError: a stored layer is no linear layer of this architecture.
     """
     model = _empty_model(source, dtype)
+    stored = _stored_names(model, source)
     for owner in model.modules():
         for name, parameter in owner.named_parameters(recurse=False):
             setattr(owner, name, placeholder(tuple(parameter.shape), parameter.dtype))
@@ -88,10 +89,10 @@ def build_skeleton(
             shape = (module.out_features, module.in_features)
             replacement = FloatLinear(shape, module.bias is not None, dtype)
             model.set_submodule(name, replacement)
-            origins[f"{name}.weight"] = Origin(tensor=f"{name}.weight", transposed=True)
+            origins[f"{name}.weight"] = Origin(tensor=stored[f"{name}.weight"], transposed=True)
     for name, _ in model.named_parameters(remove_duplicate=False):
-        if name not in shared:
-            origins.setdefault(name, Origin(tensor=name))
+        if name not in shared and name not in origins:
+            origins[name] = Origin(tensor=stored[name])
     return Skeleton(model.eval(), origins, shared)
 
 
@@ -110,6 +111,19 @@ def _empty_model(source: SourceModel, dtype: torch.dtype) -> Any:
         )
 
 
+def _stored_names(model: Any, source: SourceModel) -> dict[str, str]:
+    """Every parameter → a name of it that the source's files have, tied ones having several."""
+    model.tie_weights()  # registering a parameter on the meta device had torn them apart
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {
+        name: next((known for known in group if source.resolve(known) is not None), name)
+        for group in names.values()
+        for name in group
+    }
+
+
 def _tie_head(model: Any, plan: Plan, source: SourceModel) -> dict[str, str]:
     """Let the head read the embedding, where the model ties them and the plan changes neither."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -122,7 +136,7 @@ def _tie_head(model: Any, plan: Plan, source: SourceModel) -> dict[str, str]:
     tied = model.config.get_text_config().tie_word_embeddings
     if not tied or not _same(source, f"{head_name}.weight", f"{embedding_name}.weight"):
         return {}
-    model.set_submodule(head_name, TiedHead(embedding.weight))
+    model.set_submodule(head_name, TiedHead(embedding.weight, getattr(head, "bias", None)))
     return {f"{head_name}.weight": f"{embedding_name}.weight"}
 
 
