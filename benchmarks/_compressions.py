@@ -99,7 +99,9 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def ranks_for(bench: Bench, kept: float, folder: Path) -> dict[str, int]:
+def ranks_for(
+    bench: Bench, kept: float, folder: Path, multiple: int | None = None
+) -> dict[str, int]:
     """Ranks of the default search at a kept ratio.
 
     At 1 there is nothing to search: every layer gets the largest rank whose factors have no more
@@ -107,6 +109,7 @@ def ranks_for(bench: Bench, kept: float, folder: Path) -> dict[str, int]:
 
     Args:
         folder: keeps the sensitivities.
+        multiple: what ranks are rounded to; `RANK_MULTIPLE` when None.
     """
     if kept == 1:
         return {
@@ -114,7 +117,8 @@ def ranks_for(bench: Bench, kept: float, folder: Path) -> dict[str, int]:
             for weight in bench.skeleton.weights
             if weight.block is not None
         }
-    sections = {"decompose": {"rank_multiple": RANK_MULTIPLE}, "search": {"kept_ratio": kept}}
+    decompose = {"rank_multiple": multiple or RANK_MULTIPLE}
+    sections = {"decompose": decompose, "search": {"kept_ratio": kept}}
     return bench.searched_ranks(sections, folder)
 
 

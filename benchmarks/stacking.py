@@ -55,6 +55,10 @@ _OWN = {"nf4": ("NF4", "bitsandbytes"), "gptq": (f"GPTQ {BITS}", "gptq")}
 """Method → what the table calls it, and the exporter that writes it."""
 
 
+_RANK_MULTIPLE = 64
+"""Ranks are whole blocks of NF4, as bitsandbytes' kernels for CPUs want them."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A model and what it costs.
@@ -79,7 +83,8 @@ def _rows(options: Any, bench: Bench, folder: Path) -> Iterator[Row]:
         calibration=options.calibration,
         kept=options.kept,
     )
-    ranks = ranks_for(bench, options.kept, (options.cache or folder) / "search")
+    cache = (options.cache or folder) / "search"
+    ranks = ranks_for(bench, options.kept, cache, _RANK_MULTIPLE)
 
     def store_of(method: str | None) -> Store:
         asked = case.model_copy(update={"method": method, "bits": BITS if method else None})
