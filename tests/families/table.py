@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.families.columns import COLUMNS, FAILING
+from tests.families.columns import COLUMNS
 from tests.families.models import MODELS, NAMES
 from tests.families.test_others import NO_GRAPH, ONLY_FACTORS, WORKING
 
@@ -18,24 +18,16 @@ def table() -> list[str]:
     """Lines of Markdown: one row per model, one column per method and per format."""
     headings = ["", *_METHODS, *(f"`{name}`" for name in _FORMATS)]
     lines = [_row(headings), "|---" * len(headings) + "|"]
+    held = {name for column in COLUMNS.values() for name in column.formats}
+    methods = ["yes" if name in COLUMNS else "–" for name in _METHODS.values()]
+    formats = ["yes" if name in held else "–" for name in _FORMATS]
     for family in MODELS:
-        methods = ["yes" if name in COLUMNS else "–" for name in _METHODS.values()]
-        lines.append(_row([NAMES[family], *methods, *(_cell(family, name) for name in _FORMATS)]))
+        lines.append(_row([NAMES[family], *methods, *formats]))
     for name in WORKING:
         gptq = "factors" if name in ONLY_FACTORS else "yes"
         onnx = "no" if name in NO_GRAPH else "yes"
         lines.append(_row([name, "yes", "yes", "–", onnx, gptq, "–", "yes"]))
     return lines
-
-
-def _cell(family: str, name: str) -> str:
-    tried = [recipe for recipe, column in COLUMNS.items() if name in column.formats]
-    failing = [recipe for recipe in tried if (family, recipe, name) in FAILING]
-    if not tried:
-        return "–"
-    if not failing:
-        return "yes"
-    return "no" if failing == tried else "factors"
 
 
 def _row(cells: list[str]) -> str:

@@ -6,24 +6,30 @@ from pathlib import Path
 
 import pytest
 
-from asvd_q.errors import ArtefactError
-from asvd_q.pipeline import export_run, run
-from asvd_q.recipe import ExportSection, load_recipe
+from asvd_q.pipeline import run
+from asvd_q.recipe import load_recipe
 from asvd_q.report.run import ArtefactRecord, RunRecord
-from tests.families.columns import COLUMNS, FAILING, Column, export_section, write_recipe
+from tests.families.columns import COLUMNS, Column, export_section, write_recipe
 from tests.families.models import MODELS, save_model
 from tests.models.families import FAMILIES
 
 SLOW = {"onnx"}
 """Formats that take seconds to write."""
 
+VARIED = ("gemma2", "phi3", "gpt2")
+"""Families that differ most: capped scores, fused projections, transposed weights."""
+
 GRAPHS = [
     (family, name)
-    for family in MODELS
-    for name, column in COLUMNS.items()
-    if SLOW & set(column.formats) and (family in FAMILIES or name == "asvd-gptq")
+    for name, families in {
+        "asvd": FAMILIES,
+        "asvd-gptq": MODELS,
+        "asvd-nf4": VARIED,
+        "correct": VARIED,
+    }.items()
+    for family in families
 ]
-"""Family and column of each, all of them for the families and one for their variants."""
+"""Family and column of each graph: what a layer is made of there does not depend on the family."""
 
 LAYERS = {"phi3": 8, "phi3-longrope": 8, "gpt2": 8, "gpt-neox": 8, "opt": 12, "opt-350m": 12}
 """Linear layers of two blocks, where they are not those of Llama."""
@@ -57,7 +63,7 @@ def test_a_recipe_ends_in_a_proven_graph(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["gemma2", "phi3", "gpt2"], indirect=True)
+@pytest.mark.parametrize("family", VARIED[-1:], indirect=True)
 def test_a_budget_is_met(family: str, model: Path, tmp_path: Path) -> None:
     sections = {
         "decompose": {"refit": True},
@@ -79,22 +85,17 @@ def test_a_budget_is_met(family: str, model: Path, tmp_path: Path) -> None:
 def _carry_out(family: str, model: Path, name: str, folder: Path, *, slow: bool) -> None:
     column = COLUMNS[name]
     wanted = [known for known in column.formats if (known in SLOW) is slow]
-    working = [known for known in wanted if (family, name, known) not in FAILING]
-    exports = [export_section(column, known) for known in working]
+    exports = [export_section(column, known) for known in wanted]
     record = run(load_recipe(write_recipe(folder, model, column, export=exports)), _silent)
     _check_layers(record, family, name)
-    assert [artefact.format for artefact in record.artefacts] == working
+    assert [artefact.format for artefact in record.artefacts] == wanted
     for artefact in record.artefacts:
         _check_proof(artefact, record)
-    for failing in set(wanted) - set(working):
-        section = ExportSection.model_validate(export_section(column, failing))
-        with pytest.raises(ArtefactError, match=FAILING[family, name, failing]):
-            export_run(folder / "run", section)
 
 
 def _check_layers(record: RunRecord, family: str, name: str) -> None:
     assert len(record.layers) == LAYERS.get(family, 14)
-    assert record.warnings == ()
+    assert [line for line in record.warnings if not line.startswith("gptq: on a GPU")] == []
     form = {"rtn": "dense", "correct": "correction"}.get(name, "factors")
     assert {layer.form for layer in record.layers} == {form}
     for layer in record.layers:

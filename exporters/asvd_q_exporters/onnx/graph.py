@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -109,6 +110,8 @@ def _past(model: Any, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
     from transformers import DynamicCache
 
     cache = DynamicCache()
+    # Rotary embeddings keep what they compute: that must not stay in the model that is traced.
+    model = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         tokens = torch.zeros((2, 3), dtype=torch.int64)
         model(input_ids=tokens, past_key_values=cache, use_cache=True)
