@@ -199,9 +199,13 @@ class Bench:
         self,
         recipe: dict[str, Any] | Recipe,
         folder: Path,
-        calibration: Sequence[str] | None = None,
+        calibration: Sequence[str] | Tensor | None = None,
     ) -> Store:
-        """Carry out a recipe on the calibration tokens; the store lies in `folder`."""
+        """Carry out a recipe on the calibration tokens; the store lies in `folder`.
+
+        Args:
+            calibration: names of corpora, or the tokens themselves, int64 (windows, tokens).
+        """
         parsed = recipe if isinstance(recipe, Recipe) else self.recipe(recipe)
         plan = self.plan(parsed)
         assert parsed.calibration is not None
@@ -209,15 +213,15 @@ class Bench:
             key="benchmark", asvd_q=__version__, source=self.source.identity, plan=plan
         )
         store = Store.create(folder, header, self.source)
+        if not isinstance(calibration, Tensor):
+            calibration = self.calibration(calibration)
         compress(
             BlockwiseModel(self.source, skeleton=self.skeleton),
             store,
             section=parsed.decompose,
             quantization=parsed.quantize,
             correction=parsed.correct,
-            calibration=Calibration(
-                self.calibration(calibration), BATCH, parsed.calibration.sequential
-            ),
+            calibration=Calibration(calibration, BATCH, parsed.calibration.sequential),
             seed=parsed.seed,
             progress=silent,
         )
