@@ -92,15 +92,19 @@ def _onnxruntime_genai(folder: Path) -> tuple[Step, dict[str, int]]:
         Path(place, "genai_config.json").write_text(json.dumps(config))
         model = onnxruntime_genai.Model(place)
 
+    def generator() -> Any:
+        settings = onnxruntime_genai.GeneratorParams(model)
+        settings.set_search_options(max_length=config["search"]["max_length"], do_sample=False)
+        return onnxruntime_genai.Generator(model, settings)
+
     def step(ids: Ids, cache: Any) -> tuple[NDArray[np.float32], Any]:
         if cache is None:
-            settings = onnxruntime_genai.GeneratorParams(model)
-            settings.set_search_options(
-                batch_size=len(ids), max_length=config["search"]["max_length"], do_sample=False
-            )
-            cache = onnxruntime_genai.Generator(model, settings)
-        cache.append_tokens(ids.astype(np.int32))
-        return np.array(cache.get_output("logits"), np.float32), cache
+            cache = [generator() for _ in ids]
+        # One sequence each: a batch takes tokens that are given to it only once.
+        for sequence, row in zip(cache, ids, strict=True):
+            sequence.append_tokens(row.astype(np.int32))
+        logits = [np.array(sequence.get_output("logits"), np.float32) for sequence in cache]
+        return np.concatenate(logits), cache
 
     return step, {}
 
