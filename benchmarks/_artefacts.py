@@ -16,7 +16,7 @@ from asvd_q.artefact import METADATA_FILE, Exporter, Runner, available_exporters
 from asvd_q.errors import AsvdQError, first_line
 from asvd_q.evaluation.runners import model_runner
 from asvd_q.exporting import ARTEFACTS, export_store, make_exporter
-from asvd_q.files import folder_bytes
+from asvd_q.sizes import predict_files
 from asvd_q.store import Store
 from benchmarks._compressions import BASE, merged
 from benchmarks._loaders import OURS, greedy
@@ -94,7 +94,7 @@ class Artefact:
         model, case, format: whose, which.
         reference: file with the store's own logits and greedy tokens, float32 on the CPU.
         bytes: of its files, without the metadata that is the same in every format.
-        predicted_bytes: what its exporter says before there is a store, if it does.
+        predicted_bytes: the same, said from the plan before there is a store.
         loaders: that open it.
     """
 
@@ -104,7 +104,7 @@ class Artefact:
     folder: Path = field(repr=False)
     reference: Path = field(repr=False)
     bytes: int
-    predicted_bytes: int | None
+    predicted_bytes: int
     loaders: tuple[str, ...]
 
 
@@ -141,36 +141,36 @@ def export_case(
         runner = model_runner(store.source, store.replaced, stream=False)
         np.savez(reference, **_computed(runner, windows))
     except AsvdQError as error:
-        yield from (Failure(model, name, format, first_line(error)) for format in case.formats)
+        yield from (Failure(model, name, target, first_line(error)) for target in case.formats)
         return
     rows, tokens = _PROOF
-    for format, options in case.formats.items():
-        if format not in available_exporters():
-            yield Failure(model, name, format, "left out: no such exporter is installed")
+    for target, options in case.formats.items():
+        if target not in available_exporters():
+            yield Failure(model, name, target, "left out: no such exporter is installed")
             continue
         try:
-            exporter = make_exporter(format, options, where="options", file="parity")
+            exporter = make_exporter(target, options, where="options", file="parity")
             record = export_store(
                 store,
                 exporter,
-                name=format,
+                name=target,
                 run_folder=folder,
                 tokens=windows[:rows, :tokens],
                 options=options,
             )
         except AsvdQError as error:
-            yield Failure(model, name, format, first_line(error))
+            yield Failure(model, name, target, first_line(error))
             continue
-        artefact = folder / ARTEFACTS / format
+        artefact = folder / ARTEFACTS / target
         yield Artefact(
             model=model,
             case=name,
-            format=format,
+            format=target,
             folder=artefact,
             reference=reference,
             bytes=record.bytes - (artefact / METADATA_FILE).stat().st_size,
             predicted_bytes=_predicted(exporter, store),
-            loaders=_loaders(format, options, factors=bool(store.finished_plan.ranks)),
+            loaders=_loaders(target, options, factors=bool(store.finished_plan.ranks)),
         )
 
 
@@ -193,12 +193,10 @@ def _loaders(format: str, options: Mapping[str, Any], *, factors: bool) -> tuple
     return (*found, gptqmodel) if format == "gptq" else found
 
 
-def _predicted(exporter: Exporter, store: Store) -> int | None:
-    predict = getattr(exporter, "artefact_bytes", None)
-    if predict is None:
-        return None
-    found = predict(store.finished_plan, store.source)
-    return sum(found.weights.values()) + sum(found.others.values())
+def _predicted(exporter: Exporter, store: Store) -> int:
+    files = predict_files(exporter, store.finished_plan, store.source)
+    found = {**files.weights, **files.others}
+    return sum(size for name, size in found.items() if name != METADATA_FILE)
 
 
 def _computed(runner: Runner, windows: Tensor) -> dict[str, Any]:

@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
 __all__ = ["FAMILIES", "random_tokens", "save_family"]
@@ -60,7 +63,8 @@ def save_family(name: str, folder: Path) -> Path:
     """Save a model of two blocks, float32.
 
     A matrix (out, in) is normal with variance 1 / in, so that no activation grows or dies; norms
-    and biases are off their initial values, so that a lost one shows.
+    and biases are off their initial values, so that a lost one shows. Its tokenizer knows numbers:
+    GPTQModel loads no model without one.
     """
     class_name, options = FAMILIES[name]
     base = getattr(transformers, class_name)
@@ -77,6 +81,8 @@ def save_family(name: str, folder: Path) -> Path:
                 else:
                     parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
+    words = Tokenizer(WordLevel({str(token): token for token in range(_VOCABULARY)}, "0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="0").save_pretrained(folder)
     return folder
 
 

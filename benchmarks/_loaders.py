@@ -111,8 +111,13 @@ def _onnxruntime_genai(folder: Path) -> tuple[Step, dict[str, int]]:
 
 def _genai_config(config: dict[str, Any]) -> dict[str, Any]:
     """What ONNX Runtime GenAI wants to know of a graph; the type is that of its inputs."""
-    heads = config["num_attention_heads"]
-    length = config["max_position_embeddings"]
+
+    def value(*names: str) -> Any:
+        return next(config[name] for name in names if config.get(name) is not None)
+
+    heads = value("num_attention_heads", "n_head")
+    hidden = value("hidden_size", "n_embd")
+    length = value("max_position_embeddings", "n_positions")
     return {
         "model": {
             "type": "llama",
@@ -127,11 +132,11 @@ def _genai_config(config: dict[str, Any]) -> dict[str, Any]:
                     "intra_op_num_threads": _threads(),
                     "provider_options": [],
                 },
-                "head_size": config.get("head_dim") or config["hidden_size"] // heads,
-                "hidden_size": config["hidden_size"],
+                "head_size": config.get("head_dim") or hidden // heads,
+                "hidden_size": hidden,
                 "num_attention_heads": heads,
                 "num_key_value_heads": config.get("num_key_value_heads", heads),
-                "num_hidden_layers": config["num_hidden_layers"],
+                "num_hidden_layers": value("num_hidden_layers", "n_layer"),
                 "inputs": {
                     "input_ids": "input_ids",
                     "attention_mask": "attention_mask",
@@ -164,7 +169,8 @@ def _gptqmodel(folder: Path) -> tuple[Step, dict[str, int]]:
     import torch
     from gptqmodel import BACKEND, GPTQModel
 
-    model = GPTQModel.load(str(folder), backend=BACKEND.TORCH, device="cpu", dtype=torch.float32)
+    # It loads for no float32.
+    model = GPTQModel.load(str(folder), backend=BACKEND.TORCH, device="cpu", dtype=torch.float16)
     return _torch(model.model)
 
 

@@ -12,10 +12,15 @@ imported. Compared with the store's own Runner in float32, on the test parts of 
     arg max     share of positions with the reference's most likely token
     greedy      of 64 tokens generated after each window's first 32: how many come before the first
                 that is another, on average, and the share that is equal
-    load        seconds, imports left out; peak: largest resident set until loaded, imports included
+    load        seconds, imports left out
+    peak        largest resident set until it is loaded, imports included
+    files       bytes on disk, and what `plan` says of them before anything is computed
 
-Calibration is on 8 windows: the models are not better than they must be. Random models stand for
-other families; what they rank first says little, so the table has error and KL of them alone.
+transformers, peft and ONNX Runtime are told to compute in float32, GPTQModel in float16, since its
+kernel takes nothing finer; the one that transformers picks for GPTQ codes computes in bfloat16 all
+the same. Calibration is on 8 windows: how good the models are does not matter, only how far they
+are from their own store. Random models of two blocks stand for other families; what they rank
+first says little, so the table has error and KL of them alone.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -102,11 +107,14 @@ def main() -> None:
         rows = [*_given_model(options, folder / "given")]
         rows += _random_models(options, folder / "random")
     seconds = time.perf_counter() - start
-    for table in _tables(rows, Path(options.model).name):
-        print_table(Console(), table)
+    _show(rows, options.model.name)
     print(f"{seconds:.0f} s")
     if options.json is not None:
-        content = {"versions": versions(), "seconds": round(seconds), "rows": _plain(rows)}
+        content = {
+            "versions": versions(),
+            "seconds": round(seconds),
+            "rows": [asdict(row) for row in rows],
+        }
         write_json(options.json, content)
 
 
@@ -138,18 +146,20 @@ def _random_models(options: Namespace, folder: Path) -> list[Row]:
     )
 
 
-def _bench(options: Options, model: Path) -> Bench:
+def _bench(options: Namespace, model: Path) -> Bench:
     """With unquantized matrices in the type that a run leaves them in."""
-    changed = Namespace(**vars(options) | {"model": model})
-    return Bench(
-        changed,  # type: ignore[arg-type]
-        float_type=float_type_of(SourceModel.open(str(model)).dtype),
+    chosen = Options(
+        model=model,
+        data=options.data,
+        calibration=options.calibration,
+        corpora=options.corpora,
+        window=options.window,
+        json=None,
     )
+    return Bench(chosen, float_type=float_type_of(SourceModel.open(str(model)).dtype))
 
 
-def _opened(
-    made: Sequence[Artefact | Failure], windows: Tensor, folder: Path
-) -> Iterator[Row]:
+def _opened(made: Sequence[Artefact | Failure], windows: Tensor, folder: Path) -> Iterator[Row]:
     """Rows of what was made, those of a loader from one process."""
     for found in made:
         if isinstance(found, Failure):
@@ -259,30 +269,39 @@ def _case_names(text: str) -> tuple[str, ...]:
     return found
 
 
-def _tables(rows: Sequence[Row], given: str) -> Iterator[Table]:
-    mine = [row for row in rows if row.model == given]
+def _show(rows: Sequence[Row], given: str) -> None:
+    """Print the tables, and below them why rows have no numbers."""
+    reasons = list(dict.fromkeys(row.failed for row in rows if row.failed is not None))
+    for table in _tables(rows, given, reasons):
+        print_table(Console(), table)
+    for number, reason in enumerate(reasons, start=1):
+        print(f"note {number}: {reason}")
+
+
+def _tables(rows: Sequence[Row], given: str, reasons: Sequence[str]) -> Iterator[Table]:
+    names = ("compression", "format", "loader")
     columns = ("error", "KL", "arg max", "greedy", "load", "peak", "files", "predicted")
     yield Table(
         f"{given}: artefacts against their store",
-        ("compression", "format", "loader", *columns),
-        tuple((row.case, row.format, row.loader or "", *_cells(row)) for row in mine),
+        (*names, *columns),
+        tuple((*_names(row), *_cells(row, reasons)) for row in rows if row.model == given),
     )
     others = [row for row in rows if row.model != given]
     if others:
         yield Table(
             "random models of two blocks",
-            ("family", "compression", "format", "loader", "error", "KL"),
-            tuple(
-                (row.model, row.case, row.format, row.loader or "", *_cells(row)[:2])
-                for row in others
-            ),
+            ("family", *names, *columns[:2]),
+            tuple((row.model, *_names(row), *_cells(row, reasons)[:2]) for row in others),
         )
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    if row.relative_error is None or row.kl is None:
-        return (row.failed or "", *[""] * 7)
-    predicted = "" if row.predicted_bytes is None else size(row.predicted_bytes)
+def _names(row: Row) -> tuple[str, ...]:
+    return row.case, row.format, row.loader or ""
+
+
+def _cells(row: Row, reasons: Sequence[str]) -> tuple[str, ...]:
+    if row.failed is not None:
+        return (f"note {reasons.index(row.failed) + 1}", *[""] * 7)
     return (
         f"{row.relative_error:.1e}",
         f"{row.kl:.1e}",
@@ -291,12 +310,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.load_seconds:.2f} s",
         size(row.peak_memory_bytes or 0),
         size(row.bytes or 0),
-        predicted,
+        size(row.predicted_bytes or 0),
     )
-
-
-def _plain(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    return [asdict(row) for row in rows]
 
 
 if __name__ == "__main__":
