@@ -192,11 +192,12 @@ def _with_loader(
         if not out.exists():
             yield _row(artefact, loader, failed=died or "the process left no numbers")
             continue
-        with np.load(out) as found, np.load(artefact.reference) as reference:
+        with np.load(out) as found:
             if "error" in found:
                 yield _row(artefact, loader, failed=str(found["error"]))
             else:
-                yield _row(artefact, loader, **_compared(found, reference))
+                with np.load(artefact.reference) as reference:
+                    yield _row(artefact, loader, **_compared(found, reference))
         out.unlink()
 
 
