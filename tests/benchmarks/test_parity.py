@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from benchmarks import _artefacts, _loaders, parity
 from benchmarks._artefacts import CASES, Artefact, Failure
 from benchmarks._families import FAMILIES, random_tokens, save_family
+from tests.support import WREN, tiny_llama
 
 
 def _counting(ids: Any, cache: Any) -> tuple[Any, Any]:
@@ -131,16 +133,19 @@ def test_random_models_are_neither_silent_nor_loud(name: str, tmp_path: Path) ->
 def test_the_whole_on_a_small_model(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "parity.json"
-    argv = ["parity", "--model", str(place / "model"), "--data", str(place), "--window", "48"]
+    file, model = tmp_path / "parity.json", place / "wider"
+    tiny_llama(model, hidden=128, intermediate=256, vocabulary=8192)  # where a rank of 32 pays
+    for part in WREN.glob("tokenizer*"):
+        shutil.copy(part, model)
+    argv = ["parity", "--model", str(model), "--data", str(place), "--window", "48"]
     argv += ["--calibration", "notes", "--corpora", "notes,lines", "--cases", "ASVD"]
     monkeypatch.setattr("sys.argv", [*argv, "--families", "llama", "--json", str(file)])
     parity.main()
     content = json.loads(file.read_text())
     ran = [row for row in content["rows"] if row["failed"] is None]
     assert {(row["model"], row["format"], row["loader"]) for row in ran} >= {
-        (model, *names)
-        for model in ("model", "llama")
+        (name, *names)
+        for name in ("wider", "llama")
         for names in (
             ("transformers", "transformers"),
             ("transformers", "transformers+asvd_q"),
