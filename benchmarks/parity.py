@@ -34,6 +34,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -102,20 +103,18 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=2, help="of every corpus")
     options = parse_options(__doc__ or "", parser)
     start = time.perf_counter()
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        rows = [*_given_model(options, folder / "given")]
-        rows += _random_models(options, folder / "random")
-    seconds = time.perf_counter() - start
+        given, random = folder / "given", folder / "random"
+        for row in chain(_given_model(options, given), _random_models(options, random)):
+            rows.append(row)
+            if options.json is not None:
+                seconds = round(time.perf_counter() - start)
+                content = {"versions": versions(), "seconds": seconds}
+                write_json(options.json, content | {"rows": [asdict(one) for one in rows]})
     _show(rows, options.model.name)
-    print(f"{seconds:.0f} s")
-    if options.json is not None:
-        content = {
-            "versions": versions(),
-            "seconds": round(seconds),
-            "rows": [asdict(row) for row in rows],
-        }
-        write_json(options.json, content)
+    print(f"{time.perf_counter() - start:.0f} s")
 
 
 def _given_model(options: Namespace, folder: Path) -> Iterator[Row]:
