@@ -46,12 +46,15 @@ def model_runner(
 
     dtype = dtype or torch.float32
     lookup = replaced or nothing_replaced
+    skeleton = build_skeleton(source, whole=replaced is None)
     if stream is None:
         needed = sum(info.numel for info in source.tensors.values()) * dtype.itemsize
         stream = needed > _SHARE_OF_MEMORY * psutil.virtual_memory().available
     if stream:
-        return StreamingRunner(BlockwiseModel(source, replaced=lookup, device=device, dtype=dtype))
-    skeleton = build_skeleton(source)
+        blocks = BlockwiseModel(
+            source, replaced=lookup, device=device, dtype=dtype, skeleton=skeleton
+        )
+        return StreamingRunner(blocks)
     model = assemble(skeleton.model, "", source, lookup, device=device, dtype=dtype)
     return TorchRunner(model, runtime=f"torch {torch.__version__} {device}", device=device)
 

@@ -57,8 +57,11 @@ class Skeleton:
         return sorted(kinds), left / (left + sum(rows * columns for rows, columns in inside))
 
 
-def build_skeleton(source: SourceModel) -> Skeleton:
+def build_skeleton(source: SourceModel, *, whole: bool = True) -> Skeleton:
     """Build a model's structure without reading a single weight.
+
+    Args:
+        whole: the files hold every parameter; False where others stand in for some of them.
 
     Raises:
         ModelError: transformers cannot build it, it is no decoder with attention, it has no list
@@ -79,7 +82,8 @@ def build_skeleton(source: SourceModel) -> Skeleton:
     model.eval()
     require_attention(source, model)
     blocks_path = _find_blocks(model)
-    require_weights(source, model)
+    if whole:
+        require_weights(source, model)
     head = _head_name(model)
     tied = head is not None and (
         model.get_output_embeddings().weight is model.get_input_embeddings().weight
