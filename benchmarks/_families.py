@@ -45,6 +45,8 @@ _GPT2 = {
     "n_layer": 2,
     "n_head": 4,
     "n_positions": _LENGTH,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", _COMMON),
