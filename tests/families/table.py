@@ -11,7 +11,10 @@ __all__ = ["table"]
 _METHODS = {"decompose": "asvd", "RTN, GPTQ": "rtn", "NF4": "asvd-nf4"}
 """Heading → the recipe that shows it."""
 
-_FORMATS = ("onnx", "gptq", "peft", "transformers")
+_FORMATS = ("onnx", "gptq", "compressed-tensors", "bitsandbytes", "peft", "transformers")
+
+_ONLY_FACTORS = {("gpt2", "compressed-tensors")}
+"""Family and format that holds none of its dense layers in codes."""
 
 
 def table() -> list[str]:
@@ -20,14 +23,18 @@ def table() -> list[str]:
     lines = [_row(headings), "|---" * len(headings) + "|"]
     held = {name for column in COLUMNS.values() for name in column.formats}
     methods = ["yes" if name in COLUMNS else "–" for name in _METHODS.values()]
-    formats = ["yes" if name in held else "–" for name in _FORMATS]
     for family in MODELS:
+        formats = [_held(family, name) if name in held else "–" for name in _FORMATS]
         lines.append(_row([NAMES[family], *methods, *formats]))
     for name in WORKING:
         gptq = "factors" if name in ONLY_FACTORS else "no" if name in NO_CODES else "yes"
         onnx = "no" if name in NO_GRAPH else "yes"
-        lines.append(_row([name, "yes", "yes", "–", onnx, gptq, "–", "yes"]))
+        lines.append(_row([name, "yes", "yes", "–", onnx, gptq, "–", "–", "–", "yes"]))
     return lines
+
+
+def _held(family: str, format: str) -> str:
+    return "factors" if (family, format) in _ONLY_FACTORS else "yes"
 
 
 def _row(cells: list[str]) -> str:
