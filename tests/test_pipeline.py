@@ -53,6 +53,7 @@ def test_the_same_recipe_gives_the_same_bytes(finished: Path, tmp_path: Path) ->
     assert _hashes(tmp_path / "run") == _hashes(finished)
 
 
+@pytest.mark.slow
 def test_running_again_changes_no_byte(finished: Path) -> None:
     before = _hashes(finished)
     run(load_recipe(finished.parent / "recipe.yaml"), _silent)

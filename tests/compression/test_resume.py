@@ -89,8 +89,12 @@ def test_a_block_damaged_in_the_middle_is_made_again_from_the_same_inputs(
 
 @pytest.mark.parametrize(
     ("where", "block", "sequential"),
-    [("after", 0, True), ("after", 2, False), ("tensors", 1, False), ("record", 2, True)],
-    ids=["after-first", "after-third", "before-tensors", "between-tensors-and-record"],
+    [
+        pytest.param("after", 0, True, id="after-first"),
+        pytest.param("after", 2, False, id="after-third", marks=pytest.mark.slow),
+        pytest.param("tensors", 1, False, id="before-tensors", marks=pytest.mark.slow),
+        pytest.param("record", 2, True, id="between-tensors-and-record"),
+    ],
 )
 def test_killed_with_sigkill(
     where: str, block: int, sequential: bool, model: Path, tmp_path: Path

@@ -63,6 +63,7 @@ def results(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sensitivity", SENSITIVITIES)
 def test_killed_ten_times(sensitivity: str, folder: Path) -> None:
     report = json.loads((folder / sensitivity / "report.json").read_text())

@@ -24,6 +24,7 @@ def test_predicted_files_are_those_on_disk(name: str, request: pytest.FixtureReq
     assert_sizes(made.exporter, made.store, made.folder)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_what_was_predicted_beside_what_came(tmp_path: Path) -> None:
     """The plan knows which corrections have one B."""
     recipe = tmp_path / "recipe.yaml"
