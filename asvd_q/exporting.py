@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -135,5 +136,7 @@ def write_rest(store: Store, folder: Path) -> None:
     rest = {name: source.tensor(name) for name in source.tensors if name not in covered}
     with atomic_path(folder / "model.safetensors") as partial:
         save_file(rest, partial)
-    for file in (source.path / "config.json", *source.companion_files()):
+    # Not the source's file, which may speak of codes or factors.
+    write_text(folder / "config.json", json.dumps(source.config_fields, indent=2) + "\n")
+    for file in source.companion_files():
         shutil.copyfile(file, folder / file.name)

@@ -26,6 +26,7 @@ from asvd_q.quantization import TORCH_TYPES, float_type_of
 from asvd_q.recipe import DecomposeSection, ExportSection, Recipe
 from asvd_q.report.run import CorpusRecord
 from asvd_q.search import make_plan
+from asvd_q.sizes import predict_files
 from asvd_q.statistics.corpora import Corpus, load_corpus
 from asvd_q.statistics.generated import GeneratedText
 from asvd_q.statistics.windows import calibration_windows
@@ -256,9 +257,13 @@ def _calibration_record(text: Corpus | GeneratedText, windows: Tensor) -> Corpus
 
 
 def require_exports(prepared: Prepared) -> None:
-    """Raises ExportError when one of the recipe's exports cannot hold the plan."""
+    """Raises ExportError when one of the recipe's exports cannot hold the plan.
+
+    Or not with this model: what a format has against the two together shows when it says its files.
+    """
     for _, exporter in prepared.exports:
         require_expressible(exporter, prepared.plan)
+        predict_files(exporter, prepared.plan, prepared.source)
 
 
 def _device(recipe: Recipe) -> str:

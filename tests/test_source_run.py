@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from asvd_q.evaluation.runners import model_runner
+from asvd_q.exporting import write_rest
 from asvd_q.models import SourceModel
 from asvd_q.opening import open_run_store
 from asvd_q.pipeline import run
@@ -153,6 +155,27 @@ def test_codes_of_the_factors_of_a_checkpoint(llama: Path, tmp_path: Path) -> No
     both = run(load_recipe(second), silent)
     assert "codes of 4 bits" in both.warnings[0]
     assert {layer.name for layer in both.layers if layer.rank == 32} == set(products)
+
+
+def test_what_a_store_leaves_of_a_checkpoint_of_factors_is_a_source(
+    llama: Path, tmp_path: Path
+) -> None:
+    products = factorised(llama, tmp_path / "theirs", 16)
+    run(load_recipe(recipe_for(tmp_path, tmp_path / "theirs", export=[])), silent)
+    store = open_run_store(tmp_path / "run")
+    rest = tmp_path / "rest"
+    rest.mkdir()
+    write_rest(store, rest)
+    source = SourceModel.open(str(rest))
+    assert not [name for name in products if f"{name}.weight" in source.tensors]
+    assert source.config_fields == store.source.config_fields
+    tokens = torch.arange(24).reshape(2, 12)
+    matrices = {
+        layer.record.name: {slot: weight.dequantize() for slot, weight in layer.weights.items()}
+        for layer in store.layers()
+    }
+    found = model_runner(source, matrices.get).forward(tokens)[0]
+    assert torch.equal(found, model_runner(store.source, store.replaced).forward(tokens)[0])
 
 
 def test_a_recipe_that_decomposes_starts_from_the_products(llama: Path, tmp_path: Path) -> None:

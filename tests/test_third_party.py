@@ -152,6 +152,27 @@ def test_a_broken_package_does_not_disturb_a_plan(
     assert "level" in found["good"]["refusal"]
 
 
+def test_what_a_format_has_against_a_model_is_said_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register(tmp_path / "packages", "somebody-elses", "good", "choosy:Good", CHOOSY)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    recipe = write_recipe(tmp_path, export=[{"format": "good"}])
+    refused = command(capsys, "run", recipe)
+    assert refused.code == 2
+    assert "model.norm: not in this model" in refused.message
+    assert not (tmp_path / "run").exists()
+
+
+CHOOSY = (
+    GOOD
+    + """
+    def artefact_bytes(self, plan, source):
+        from asvd_q.errors import ExportError
+        raise ExportError("model.norm: not in this model")
+"""
+)
+
 DEMANDING = (
     GOOD.replace("class Good", "class Options(BaseModel):\n    level: int\n\nclass Good")
     + "    options_model = Options\n"
