@@ -8,7 +8,7 @@ every input channel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,8 @@ def packed_matrices(tensors: Mapping[str, TensorInfo], settings: Settings) -> li
     """
     groups = settings.get("config_groups") or {}
     groups = groups.values() if isinstance(groups, Mapping) else ()
-    formats = {group.get("format") for group in groups if isinstance(group, Mapping)}
+    groups = [group for group in groups if isinstance(group, Mapping)]
+    formats = {group.get("format") for group in groups}
     formats = {found for found in formats if found} or {settings.get("format")}
     if formats != {_FORMAT}:
         raise ModelError(
@@ -51,7 +52,10 @@ def packed_matrices(tensors: Mapping[str, TensorInfo], settings: Settings) -> li
     layers = [
         name.removesuffix(".weight_packed") for name in tensors if name.endswith(".weight_packed")
     ]
-    return [_found(tensors, layer) for layer in layers]
+    weights = [group.get("weights") for group in groups]
+    named = {found.get("num_bits") for found in weights if isinstance(found, Mapping)}
+    widths = [bits for bits in range(1, 9) if bits in named or not named]
+    return [_found(tensors, layer, widths) for layer in layers]
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,13 @@ class _Packed:
         return index
 
 
-def _found(tensors: Mapping[str, TensorInfo], layer: str) -> Matrix:
+def _found(tensors: Mapping[str, TensorInfo], layer: str, widths: Sequence[int]) -> Matrix:
+    """One layer.
+
+    Args:
+        widths: that the configuration names. Shapes alone do not tell all apart: codes of 7 bits,
+            of which earlier versions put four into a word, take as many words as those of 8.
+    """
     beside = f"{layer}.weight_packed"
     packed = tensors[beside]
     scale = part(tensors, layer, "weight_scale", beside)
@@ -104,7 +114,7 @@ def _found(tensors: Mapping[str, TensorInfo], layer: str) -> Matrix:
         f"a weight of shape {shape} with scales {scale.dtype} {scale.shape} is no matrix",
     )
     (rows, columns), groups = shape, scale.shape[-1] if scale.shape else 1
-    fitting = [bits for bits in range(1, 9) if packed.shape == (rows, words_for(columns, bits))]
+    fitting = [bits for bits in widths if packed.shape == (rows, words_for(columns, bits))]
     fits = (
         packed.dtype == "I32"
         and scale.shape in ((rows, groups), (1, 1), (1,))

@@ -69,6 +69,18 @@ def test_what_is_missing_or_does_not_fit_is_named(folder: Path) -> None:
     assert str(caught.value).startswith(f"{folder / WEIGHTS}: {LAYER}")
 
 
+def test_codes_of_another_width_with_the_same_shape_are_refused(tmp_path: Path) -> None:
+    """Four codes of 7 bits to a word, as versions before 0.20 packed them."""
+    dtype, settings = SETTINGS["8-channel"]
+    by_compressed_tensors(
+        tiny_llama(tmp_path / "model", layers=1), tmp_path / "codes", dtype, **settings
+    )
+    path = tmp_path / "codes" / "config.json"
+    path.write_text(path.read_text().replace('"num_bits": 8', '"num_bits": 7'))
+    with pytest.raises(ModelError, match="not those of a matrix"):
+        SourceModel.open(str(tmp_path / "codes"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
