@@ -1,6 +1,7 @@
 """What every Hugging Face checkpoint is made of: weight files, configuration, companions.
 
-The formats differ in one function: the tensors that hold one matrix of a layer.
+The formats differ in the tensors that hold one matrix of a layer, and in what they add to the
+configuration.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODULES",
-    "MatrixFormat",
+    "CheckpointFormat",
     "checkpoint_bytes",
     "json_bytes",
     "write_checkpoint",
@@ -52,12 +53,15 @@ _FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 @dataclass(frozen=True)
-class MatrixFormat:
-    """How a format stores one matrix (out, in).
+class CheckpointFormat:
+    """How a format stores a model.
 
     Attributes:
-        specs: (type, shape) of each tensor by suffix, for a shape and its quantization.
+        specs: (type, shape) of each tensor of one matrix by suffix, for its shape (out, in) and
+            its quantization.
         tensors: the tensors themselves, by the same suffixes.
+        config: entries for `config.json`.
+        files: JSON files of its own, by their names.
         as_source: a dense layer's matrix lies as the source keeps it, which may be (in, out).
         own_class: the checkpoint brings a class of ours even where all layers are dense.
     """
@@ -66,6 +70,8 @@ class MatrixFormat:
         [tuple[int, int], QuantSpec | None], dict[str, tuple[torch.dtype, tuple[int, ...]]]
     ]
     tensors: Callable[[StoredWeight], dict[str, Tensor]]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     as_source: bool = False
     own_class: bool = False
 
@@ -117,10 +123,9 @@ class _Layout:
 def write_checkpoint(
     store: Store,
     folder: Path,
-    format: MatrixFormat,
+    format: CheckpointFormat,
     *,
     float_type: FloatType,
-    extra_config: Callable[[], Mapping[str, Any]] = dict,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a store as a checkpoint, with one layer in memory at a time.
@@ -128,7 +133,6 @@ def write_checkpoint(
     Args:
         folder: an existing empty directory.
         float_type: of everything that is not quantized.
-        extra_config: entries for `config.json`, asked for after all tensors were written.
         shard_bytes: more than this is split over several files with an index.
 
     Raises:
@@ -142,16 +146,17 @@ def write_checkpoint(
         write_json(folder / _INDEX, layout.index)
     for name, path in layout.companions.items():
         shutil.copyfile(path, folder / name)
-    write_json(folder / _CONFIG, {**layout.config, **extra_config()})
+    for name, content in format.files.items():
+        write_json(folder / name, content)
+    write_json(folder / _CONFIG, {**layout.config, **format.config})
 
 
 def checkpoint_bytes(
     plan: Plan,
     source: SourceModel,
-    format: MatrixFormat,
+    format: CheckpointFormat,
     *,
     float_type: FloatType,
-    extra_config: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> ArtefactBytes:
     """The files that `write_checkpoint` makes of a store with this plan, to the byte.
@@ -167,7 +172,8 @@ def checkpoint_bytes(
     others = {name: path.stat().st_size for name, path in layout.companions.items()}
     if layout.index is not None:
         others[_INDEX] = json_bytes(layout.index)
-    others[_CONFIG] = json_bytes({**layout.config, **(extra_config or {})})
+    others |= {name: json_bytes(content) for name, content in format.files.items()}
+    others[_CONFIG] = json_bytes({**layout.config, **format.config})
     return ArtefactBytes(weights, others)
 
 
@@ -188,7 +194,7 @@ def _json_text(content: Mapping[str, Any]) -> str:
 def _layout(
     plan: Plan,
     source: SourceModel,
-    format: MatrixFormat,
+    format: CheckpointFormat,
     float_type: FloatType,
     shard_bytes: int,
 ) -> _Layout:
@@ -235,7 +241,7 @@ def _pieces(
     changed: Sequence[LayerPlan],
     paths: Mapping[str, str],
     dropped: set[str | None],
-    format: MatrixFormat,
+    format: CheckpointFormat,
     dtype: torch.dtype,
 ) -> Iterator[_Piece]:
     layers = {f"{paths[layer.name]}.weight": layer for layer in changed}
@@ -257,18 +263,18 @@ def _pieces(
             yield _Piece((TensorSpec(biases.get(target, target), kept, info.shape),), None, name)
 
 
-def _layer_specs(layer: LayerPlan, path: str, format: MatrixFormat) -> Iterator[TensorSpec]:
+def _layer_specs(layer: LayerPlan, path: str, format: CheckpointFormat) -> Iterator[TensorSpec]:
     for slot, matrix in layer.slot_shapes().items():
         for suffix, (dtype, shape) in format.specs(matrix, layer.quantization[slot]).items():
             lies = shape[::-1] if _lies_transposed(layer, format) else shape
             yield TensorSpec(f"{path}{MODULES[slot]}.{suffix}", dtype, lies)
 
 
-def _lies_transposed(layer: LayerPlan, format: MatrixFormat) -> bool:
+def _lies_transposed(layer: LayerPlan, format: CheckpointFormat) -> bool:
     return format.as_source and layer.transposed and layer.form == "dense"
 
 
-def _load(store: Store, piece: _Piece, format: MatrixFormat) -> dict[str, Tensor]:
+def _load(store: Store, piece: _Piece, format: CheckpointFormat) -> dict[str, Tensor]:
     """The tensors of a piece, by name."""
     layer = piece.layer
     if layer is None:

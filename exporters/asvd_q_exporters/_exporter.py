@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar, cast
 
 from pydantic import BaseModel
 
+from asvd_q.artefact import Refusal
+from asvd_q.errors import ExportError
 from asvd_q_exporters._options import KERNEL_BOUNDS, CheckpointOptions, coarsest
 
 if TYPE_CHECKING:
-    from asvd_q.artefact import ParityBounds
-    from asvd_q.plan import FloatType
+    from asvd_q.artefact import ArtefactBytes, ParityBounds
+    from asvd_q.models import SourceModel
+    from asvd_q.plan import FloatType, Plan
+    from asvd_q.store import Store
+    from asvd_q_exporters._checkpoint import CheckpointFormat
 
-__all__ = ["CheckpointExporter"]
+__all__ = ["CheckpointExporter", "TypedExporter"]
 
 _Options = TypeVar("_Options", bound=CheckpointOptions)
 
 
-class CheckpointExporter(Generic[_Options]):
+class TypedExporter(ABC, Generic[_Options]):
     """Options, and what follows from the types among them.
 
     Attributes:
@@ -41,3 +48,48 @@ class CheckpointExporter(Generic[_Options]):
         self.float_type: FloatType | None = self.options.dtype
         coarse = coarsest(self.options.dtype, self.options.compute_dtype)
         self.bounds: ParityBounds = self.measured[coarse]
+
+    @abstractmethod
+    def can_express(self, plan: Plan) -> list[Refusal]:
+        """See `asvd_q.artefact.Exporter`."""
+
+    def require(self, plan: Plan) -> None:
+        """Raises ExportError, with the first refusal, when the format cannot hold the plan."""
+        refusals = self.can_express(plan)
+        if refusals:
+            raise ExportError(str(refusals[0]))
+
+
+class CheckpointExporter(TypedExporter[_Options]):
+    """Writes one folder that is a Hugging Face checkpoint."""
+
+    @abstractmethod
+    def format_of(self, plan: Plan, source: SourceModel, float_type: FloatType) -> CheckpointFormat:
+        """How the format holds a plan of this model.
+
+        Args:
+            float_type: of everything that is not quantized.
+
+        Raises:
+            ExportError: naming the layer that it cannot hold.
+        """
+
+    def artefact_bytes(self, plan: Plan, source: SourceModel) -> ArtefactBytes:
+        """See `asvd_q.artefact.SizedExporter`."""
+        from asvd_q_exporters._checkpoint import checkpoint_bytes
+
+        dtype = self.float_type or plan.float_type
+        return checkpoint_bytes(plan, source, self.format_of(plan, source, dtype), float_type=dtype)
+
+    def write(self, store: Store, folder: Path) -> None:
+        """Write weights, configuration, tokenizer and, with low-rank layers, the modelling file.
+
+        Raises:
+            ExportError: naming the layer that the format cannot hold.
+        """
+        from asvd_q_exporters._checkpoint import write_checkpoint
+
+        plan = store.finished_plan
+        self.require(plan)
+        dtype = self.float_type or store.float_type
+        write_checkpoint(store, folder, self.format_of(plan, store.source, dtype), float_type=dtype)

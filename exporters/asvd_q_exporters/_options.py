@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from asvd_q.artefact import ParityBounds
+from asvd_q.artefact import WHOLE_MODEL, ParityBounds, Refusal
 from asvd_q.plan import FLOAT_BYTES, FloatType, Slot, store_bytes
 
 if TYPE_CHECKING:
-    from asvd_q.plan import LayerPlan
+    from asvd_q.plan import LayerPlan, QuantSpec
 
 __all__ = [
     "KERNEL_BOUNDS",
@@ -20,6 +20,8 @@ __all__ = [
     "CheckpointOptions",
     "coarsest",
     "float_bytes",
+    "layer_bytes",
+    "nothing_quantized",
 ]
 
 MODULES: Mapping[Slot, str] = {"weight": "", "B": ".BLinear", "A": ".ALinear"}
@@ -79,6 +81,36 @@ def float_bytes(layer: LayerPlan, dtype: FloatType | None) -> int:
         return numel * FLOAT_BYTES["bfloat16"]
     codes = sum(store_bytes(shapes[slot], spec, "float16") for slot, spec in quantized.items())
     return layer.predicted_bytes - codes
+
+
+def layer_bytes(
+    layer: LayerPlan,
+    dtype: FloatType | None,
+    coded: Callable[[tuple[int, int], QuantSpec], int],
+) -> int:
+    """Bytes of a layer's matrices, those in floating point and those in codes.
+
+    Args:
+        dtype: see `float_bytes`.
+        coded: bytes of a matrix (out, in) with these settings.
+    """
+    return float_bytes(layer, dtype) + sum(
+        coded(shape, spec)
+        for slot, shape in layer.slot_shapes().items()
+        if (spec := layer.quantization[slot]) is not None
+    )
+
+
+def nothing_quantized(layers: Iterable[LayerPlan], format: str) -> list[Refusal]:
+    """What a format that needs codes says to a plan without any; nothing to others.
+
+    Args:
+        format: as a person calls it.
+    """
+    if any(spec for layer in layers for spec in layer.quantization.values()):
+        return []
+    why = f"no layer is quantized, and a {format} checkpoint needs at least one"
+    return [Refusal(WHOLE_MODEL, why, "export it with transformers")]
 
 
 def coarsest(*types: FloatType | None) -> FloatType:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from asvd_q.errors import ArtefactError
 
-__all__ = ["WeightFiles", "as_float32"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from asvd_q.plan import Slot
+
+__all__ = ["MODULES", "WeightFiles", "as_float32", "as_matrix"]
+
+MODULES: Mapping[Slot, str] = {"weight": "", "B": ".BLinear", "A": ".ALinear"}
+"""What the modules of a layer are called, after its name."""
 
 _TYPES = {
     "F64": "<f8",
@@ -91,3 +101,8 @@ def as_float32(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     if dtype == "BF16":
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32)
+
+
+def as_matrix(array: NDArray[np.float32], *, transposed: bool = False) -> Tensor:
+    """A matrix (out, in), which lies in the file as (in, out) when `transposed`."""
+    return torch.from_numpy(np.ascontiguousarray(array.T if transposed else array))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-__all__ = ["load_model", "loading", "model_type", "quiet"]
+    from asvd_q.plan import FloatType
+
+__all__ = ["load_model", "loading", "model_type", "quiet", "runtime"]
 
 
 @contextmanager
@@ -53,6 +56,12 @@ def model_type(folder: Path) -> str:
         return str(json.loads((folder / "config.json").read_text())["model_type"])
     except (OSError, ValueError, KeyError) as error:
         raise ArtefactError(f"{folder} has no readable config.json: {error}") from error
+
+
+def runtime(compute_type: FloatType, *packages: str) -> str:
+    """What computes, for `Runner.runtime`: the packages, transformers and torch, with versions."""
+    names = (*packages, "transformers", "torch")
+    return f"{', '.join(f'{name} {version(name)}' for name in names)}, CPU, {compute_type}"
 
 
 def load_model(

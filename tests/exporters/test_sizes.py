@@ -13,12 +13,12 @@ from asvd_q.models import SourceModel
 from asvd_q.plan import LayerPlan, Plan, QuantSpec, Slot
 from asvd_q.sizes import footprint, measured_footprint, predict_files
 from asvd_q.store import Store
+from asvd_q_exporters import _checkpoint
 from asvd_q_exporters.bitsandbytes import BitsAndBytesExporter
 from asvd_q_exporters.gptq import GptqExporter, GptqOptions
 from asvd_q_exporters.onnx import OnnxExporter, OnnxOptions
 from asvd_q_exporters.peft import PeftExporter, PeftOptions
 from asvd_q_exporters.transformers import TransformersExporter, TransformersOptions
-from asvd_q_exporters.transformers import write as transformers_write
 from tests.exporters.checkpoints import export, family, store_of
 from tests.exporters.corrections import Choice, Corrected, corrected_store
 from tests.exporters.sizes import assert_sizes
@@ -154,8 +154,8 @@ def test_several_weight_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     from functools import partial
 
     for name in ("write_checkpoint", "checkpoint_bytes"):
-        smaller = partial(getattr(transformers_write, name), shard_bytes=50_000)
-        monkeypatch.setattr(transformers_write, name, smaller)
+        smaller = partial(getattr(_checkpoint, name), shard_bytes=50_000)
+        monkeypatch.setattr(_checkpoint, name, smaller)
     source = SourceModel.open(str(tiny_llama(tmp_path / "model")))
     store = factors(tmp_path / "store", source, None, rank=16)
     exporter = TransformersExporter()

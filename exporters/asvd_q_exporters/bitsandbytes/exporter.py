@@ -20,11 +20,10 @@ from asvd_q_exporters.bitsandbytes.refusals import refusals as refusals_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from asvd_q.artefact import ArtefactBytes
     from asvd_q.evaluation.torch_runner import TorchRunner
     from asvd_q.models import SourceModel
-    from asvd_q.plan import LayerPlan, Plan, Slot
-    from asvd_q.store import Store
+    from asvd_q.plan import FloatType, LayerPlan, Plan, Slot
+    from asvd_q_exporters._checkpoint import CheckpointFormat
 
 __all__ = ["BitsAndBytesExporter", "BitsAndBytesOptions"]
 
@@ -54,22 +53,11 @@ class BitsAndBytesExporter(CheckpointExporter[BitsAndBytesOptions]):
         """Bytes of the layer's tensors: codes, scales, tables, JSON, floats."""
         return stored_bytes(layer, self.float_type)
 
-    def artefact_bytes(self, plan: Plan, source: SourceModel) -> ArtefactBytes:
-        """See `asvd_q.artefact.SizedExporter`."""
-        from asvd_q_exporters.bitsandbytes.write import artefact_bytes
+    def format_of(self, plan: Plan, source: SourceModel, float_type: FloatType) -> CheckpointFormat:
+        """See `CheckpointExporter`."""
+        from asvd_q_exporters.bitsandbytes.format import nf4_format
 
-        return artefact_bytes(plan, source, self.float_type)
-
-    def write(self, store: Store, folder: Path) -> None:
-        """Write weights, configuration, tokenizer and, with factors, the modelling file.
-
-        Raises:
-            ExportError: naming the layer that the format cannot hold.
-        """
-        from asvd_q_exporters.bitsandbytes.write import write_artefact
-
-        refusals = self.can_express(store.finished_plan)
-        write_artefact(store, folder, refusals, self.float_type)
+        return nf4_format(plan, source, float_type)
 
     def open(self, folder: Path) -> TorchRunner:
         """The checkpoint in transformers with bitsandbytes' portable kernels, on the CPU.

@@ -11,7 +11,7 @@ from typing import Any
 
 from asvd_q.plan import FloatType, LayerPlan, QuantSpec
 from asvd_q.spec import NF4_NESTED_BLOCK
-from asvd_q_exporters._options import float_bytes
+from asvd_q_exporters._options import layer_bytes
 
 __all__ = [
     "METHOD",
@@ -110,10 +110,9 @@ def stored_bytes(layer: LayerPlan, dtype: FloatType | None) -> int:
             counted with the longest name, "bfloat16": one byte more than the others take.
     """
     sizes = {"uint8": 1, "float32": 4}
-    coded = 0
-    for slot, shape in layer.slot_shapes().items():
-        spec = layer.quantization[slot]
-        if spec is not None:
-            for name, dimensions in tensor_shapes(shape, spec, dtype or "bfloat16").values():
-                coded += sizes[name] * prod(dimensions)
-    return coded + float_bytes(layer, dtype)
+
+    def coded(shape: tuple[int, int], spec: QuantSpec) -> int:
+        tensors = tensor_shapes(shape, spec, dtype or "bfloat16").values()
+        return sum(sizes[name] * prod(dimensions) for name, dimensions in tensors)
+
+    return layer_bytes(layer, dtype, coded)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from asvd_q.artefact import WHOLE_MODEL, Refusal
+from asvd_q.artefact import Refusal
 from asvd_q.spec import NF4_BLOCKS
+from asvd_q_exporters._options import nothing_quantized
 from asvd_q_exporters.bitsandbytes.layout import METHOD, ROWS, kernels_take
 
 if TYPE_CHECKING:
@@ -17,15 +18,8 @@ __all__ = ["refusals"]
 
 def refusals(plan: Plan) -> list[Refusal]:
     """All layers that the format cannot hold; empty when it can hold the plan."""
-    if not any(spec for layer in plan for spec in layer.quantization.values()):
-        return [
-            Refusal(
-                WHOLE_MODEL,
-                "no layer is quantized, and a bitsandbytes checkpoint needs at least one",
-                "export it with transformers",
-            )
-        ]
-    return [refusal for layer in plan for refusal in _of_layer(layer)]
+    found = [refusal for layer in plan for refusal in _of_layer(layer)]
+    return found or nothing_quantized(plan, "bitsandbytes")
 
 
 def _of_layer(layer: LayerPlan) -> Iterator[Refusal]:

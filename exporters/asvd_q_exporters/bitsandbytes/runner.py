@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-import transformers
-
 from asvd_q.evaluation.torch_runner import TorchRunner
 from asvd_q.quantization import TORCH_TYPES
-from asvd_q_exporters._runner import load_model
+from asvd_q_exporters._runner import load_model, runtime
 
 if TYPE_CHECKING:
     from asvd_q.plan import FloatType
@@ -31,8 +27,4 @@ def open_runner(folder: Path, compute_type: FloatType) -> TorchRunner:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # The kernel behind it computes in bfloat16 whatever is asked for.
             module.support_avx512bf16_for_cpu = False
-    versions = (
-        f"bitsandbytes {version('bitsandbytes')}, transformers {transformers.__version__}, "
-        f"torch {torch.__version__}"
-    )
-    return TorchRunner(model, f"{versions}, CPU, {compute_type}")
+    return TorchRunner(model, runtime(compute_type, "bitsandbytes"))

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from asvd_q.artefact import read_metadata
 from asvd_q.errors import ArtefactError
-from asvd_q_exporters._reader import WeightFiles, as_float32
+from asvd_q_exporters._reader import MODULES, WeightFiles, as_float32, as_matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from asvd_q.plan import Slot
 
 __all__ = ["read_layers", "unpack_matrix"]
-
-_MODULES: Mapping[Slot, str] = {"weight": "", "B": ".BLinear", "A": ".ALinear"}
 
 
 def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
@@ -44,7 +41,7 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
             record.name,
             {
                 slot: _matrix(
-                    files, f"{path}{_MODULES[slot]}.weight", slot == "weight" and record.transposed
+                    files, f"{path}{MODULES[slot]}.weight", slot == "weight" and record.transposed
                 )
                 for slot in record.slot_shapes()
             },
@@ -88,14 +85,12 @@ def _matrix(files: WeightFiles, name: str, transposed: bool) -> Tensor:
     """
     key = f"{name}.quant_state.bitsandbytes__nf4"
     if key not in files:
-        found = as_float32(*files.get(name))
-        found = found.T if transposed else found
-        return torch.from_numpy(np.array(found, order="C"))
+        return as_matrix(as_float32(*files.get(name)), transposed=transposed)
     parts = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
     names = {"": name} | {part: f"{name}.{part}" for part in parts}
     try:
         state = json.loads(files.get(key)[0].tobytes())
         tensors = {part: files.get(at)[0] for part, at in names.items() if at in files}
-        return torch.from_numpy(unpack_matrix(state, tensors))
+        return as_matrix(unpack_matrix(state, tensors))
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise ArtefactError(f"{files.folder} is damaged at {name}: {error}") from error

@@ -5,7 +5,7 @@ refusals.py   what the format or its loader cannot hold
 layout.py     shapes and sizes
 config.py     which module is quantized how
 pack.py       codes into words
-write.py      a store into a checkpoint
+format.py     what is written of a matrix, and into the configuration
 runner.py     a checkpoint in transformers
 unpack.py     reads the matrices back with numpy alone
 """

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel
 
-from asvd_q.artefact import ParityBounds, Refusal
+from asvd_q.artefact import Refusal
 from asvd_q.errors import MissingExtraError
-from asvd_q_exporters._options import TORCH_BOUNDS, CheckpointOptions, coarsest
+from asvd_q_exporters._exporter import CheckpointExporter
+from asvd_q_exporters._options import TORCH_BOUNDS, CheckpointOptions
 from asvd_q_exporters._runner import quiet
 from asvd_q_exporters.compressed_tensors.layout import stored_bytes
 from asvd_q_exporters.compressed_tensors.refusals import refusals as refusals_of
@@ -19,11 +20,10 @@ from asvd_q_exporters.compressed_tensors.refusals import refusals as refusals_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from asvd_q.artefact import ArtefactBytes
     from asvd_q.evaluation.torch_runner import TorchRunner
     from asvd_q.models import SourceModel
     from asvd_q.plan import FloatType, LayerPlan, Plan, Slot
-    from asvd_q.store import Store
+    from asvd_q_exporters._checkpoint import CheckpointFormat
 
 __all__ = ["CompressedTensorsExporter", "CompressedTensorsOptions"]
 
@@ -38,7 +38,7 @@ class CompressedTensorsOptions(CheckpointOptions):
     """
 
 
-class CompressedTensorsExporter:
+class CompressedTensorsExporter(CheckpointExporter[CompressedTensorsOptions]):
     """Writes a store's codes as a pack-quantized checkpoint, every layer with its own settings.
 
     transformers loads it with compressed-tensors installed, without this package. With factors
@@ -52,16 +52,7 @@ class CompressedTensorsExporter:
 
     name: ClassVar[str] = "compressed-tensors"
     options_model: ClassVar[type[BaseModel]] = CompressedTensorsOptions
-
-    def __init__(self, options: BaseModel | None = None) -> None:
-        chosen = CompressedTensorsOptions() if options is None else options
-        if not isinstance(chosen, CompressedTensorsOptions):
-            raise TypeError(
-                f"options of compressed-tensors are CompressedTensorsOptions, not {type(chosen)}"
-            )
-        self.options = chosen
-        self.float_type: FloatType | None = chosen.dtype
-        self.bounds: ParityBounds = TORCH_BOUNDS[coarsest(chosen.dtype, chosen.compute_dtype)]
+    measured = TORCH_BOUNDS
 
     def can_express(self, plan: Plan) -> list[Refusal]:
         """Methods without integer codes, zero points, reordered groups, layers of other classes."""
@@ -74,21 +65,11 @@ class CompressedTensorsExporter:
         """
         return stored_bytes(layer, self.float_type)
 
-    def artefact_bytes(self, plan: Plan, source: SourceModel) -> ArtefactBytes:
-        """See `asvd_q.artefact.SizedExporter`."""
-        from asvd_q_exporters.compressed_tensors.write import artefact_bytes
+    def format_of(self, plan: Plan, source: SourceModel, float_type: FloatType) -> CheckpointFormat:
+        """See `CheckpointExporter`."""
+        from asvd_q_exporters.compressed_tensors.format import packed_format
 
-        return artefact_bytes(plan, source, self.float_type)
-
-    def write(self, store: Store, folder: Path) -> None:
-        """Write weights, configuration, tokenizer and, with low-rank layers, the modelling file.
-
-        Raises:
-            ExportError: naming the layer that the format cannot hold.
-        """
-        from asvd_q_exporters.compressed_tensors.write import write_artefact
-
-        write_artefact(store, folder, self.can_express(store.finished_plan), self.float_type)
+        return packed_format(plan, source, float_type)
 
     def open(self, folder: Path) -> TorchRunner:
         """The checkpoint in transformers with compressed-tensors, on the CPU.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from asvd_q.artefact import WHOLE_MODEL, Refusal
+from asvd_q.artefact import Refusal
+from asvd_q_exporters._options import nothing_quantized
 from asvd_q_exporters.compressed_tensors.layout import METHODS, NARROWEST, group_width
 
 if TYPE_CHECKING:
@@ -15,21 +16,14 @@ __all__ = ["refusals"]
 
 def refusals(plan: Plan) -> list[Refusal]:
     """All layers that the format cannot hold; empty when it can hold the plan."""
-    if not any(spec for layer in plan for spec in layer.quantization.values()):
-        return [
-            Refusal(
-                WHOLE_MODEL,
-                "no layer is quantized, and a compressed-tensors checkpoint needs at least one",
-                "export it with transformers",
-            )
-        ]
-    return [
+    refused = [
         Refusal(layer.name, *found)
         for layer in plan
         for slot, shape in layer.slot_shapes().items()
         if (spec := layer.quantization[slot]) is not None
         and (found := _of_matrix(layer, shape, spec)) is not None
     ]
+    return refused or nothing_quantized(plan, "compressed-tensors")
 
 
 def _of_matrix(layer: LayerPlan, shape: tuple[int, int], spec: QuantSpec) -> tuple[str, str] | None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import transformers
 
 from asvd_q.evaluation.torch_runner import TorchRunner
 from asvd_q.quantization import TORCH_TYPES
-from asvd_q_exporters._runner import load_model, quiet
+from asvd_q_exporters._runner import load_model, quiet, runtime
 
 if TYPE_CHECKING:
     from asvd_q.plan import FloatType
@@ -27,11 +25,4 @@ def open_runner(folder: Path, compute_type: FloatType) -> TorchRunner:
     model = load_model(folder, TORCH_TYPES[compute_type])
     with quiet(), torch.no_grad():
         model(torch.zeros(1, 1, dtype=torch.long))
-    versions = ", ".join(
-        (
-            f"compressed-tensors {version('compressed-tensors')}",
-            f"transformers {transformers.__version__}",
-            f"torch {torch.__version__}",
-        )
-    )
-    return TorchRunner(model, f"{versions}, CPU, {compute_type}")
+    return TorchRunner(model, runtime(compute_type, "compressed-tensors"))

@@ -13,26 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from asvd_q.artefact import read_metadata
 from asvd_q.errors import ArtefactError
-from asvd_q_exporters._reader import WeightFiles, as_float32
+from asvd_q_exporters._reader import MODULES, WeightFiles, as_float32, as_matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from asvd_q.plan import Form, Slot
+    from asvd_q.plan import Slot
 
 __all__ = ["read_layers", "unpack_matrix"]
-
-_MODULES: dict[Form, dict[Slot, str]] = {
-    "dense": {"weight": ""},
-    "factors": {"B": ".BLinear", "A": ".ALinear"},
-    "correction": {"weight": "", "B": ".BLinear", "A": ".ALinear"},
-}
-"""What the modules of a layer are called, after its name."""
 
 _TENSORS = ("weight_packed", "weight")
 """One of these holds a matrix."""
@@ -57,11 +49,11 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
             {
                 slot: _matrix(
                     files,
-                    path + module,
-                    groups.of(record.name + module),
+                    path + MODULES[slot],
+                    groups.of(record.name + MODULES[slot]),
                     record.form == "dense" and record.transposed,
                 )
-                for slot, module in _MODULES[record.form].items()
+                for slot in record.slot_shapes()
             },
         )
 
@@ -114,13 +106,10 @@ def _matrix(
         transposed: it lies there as (in, out).
     """
     if weights is None:
-        found = as_float32(*files.get(f"{module}.weight"))
-        found = found.T if transposed else found
-    else:
-        parts = ("weight_packed", "weight_scale", "weight_shape")
-        tensors = {name: files.get(f"{module}.{name}")[0] for name in parts}
-        found = unpack_matrix(tensors, int(weights["num_bits"]), weights["group_size"])
-    return torch.from_numpy(np.array(found, order="C"))
+        return as_matrix(as_float32(*files.get(f"{module}.weight")), transposed=transposed)
+    parts = ("weight_packed", "weight_scale", "weight_shape")
+    tensors = {name: files.get(f"{module}.{name}")[0] for name in parts}
+    return as_matrix(unpack_matrix(tensors, int(weights["num_bits"]), weights["group_size"]))
 
 
 def unpack_matrix(

@@ -21,11 +21,10 @@ from asvd_q_exporters.gptq.refusals import refusals as refusals_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from asvd_q.artefact import ArtefactBytes
     from asvd_q.evaluation.torch_runner import TorchRunner
     from asvd_q.models import SourceModel
-    from asvd_q.plan import LayerPlan, Plan, Slot
-    from asvd_q.store import Store
+    from asvd_q.plan import FloatType, LayerPlan, Plan, Slot
+    from asvd_q_exporters._checkpoint import CheckpointFormat
 
 __all__ = ["GptqExporter", "GptqOptions"]
 
@@ -78,27 +77,11 @@ class GptqExporter(CheckpointExporter[GptqOptions]):
         """Bytes of the layer's tensors: packed codes, zero points, scales, g_idx, floats."""
         return stored_bytes(layer, self.float_type)
 
-    def artefact_bytes(self, plan: Plan, source: SourceModel) -> ArtefactBytes:
-        """See `asvd_q.artefact.SizedExporter`."""
-        from asvd_q_exporters.gptq.write import artefact_bytes
+    def format_of(self, plan: Plan, source: SourceModel, float_type: FloatType) -> CheckpointFormat:
+        """See `CheckpointExporter`."""
+        from asvd_q_exporters.gptq.format import gptq_format
 
-        return artefact_bytes(plan, source, self.float_type, for_transformers=not self._mixes)
-
-    def write(self, store: Store, folder: Path) -> None:
-        """Write weights, both configurations, tokenizer and, with factors, the modelling file.
-
-        Raises:
-            ExportError: naming the layer that the format cannot hold.
-        """
-        from asvd_q_exporters.gptq.write import write_artefact
-
-        write_artefact(
-            store,
-            folder,
-            self.can_express(store.finished_plan),
-            self.float_type,
-            for_transformers=not self._mixes,
-        )
+        return gptq_format(plan, source, float_type, for_transformers=not self._mixes)
 
     def open(self, folder: Path) -> TorchRunner:
         """The checkpoint in its loader with gptqmodel's portable kernel, on the CPU.

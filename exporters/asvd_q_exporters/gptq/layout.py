@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from asvd_q.plan import FloatType, LayerPlan, QuantSpec
-from asvd_q_exporters._options import float_bytes
+from asvd_q_exporters._options import layer_bytes
 
 __all__ = [
     "BITS",
@@ -74,9 +74,4 @@ def stored_bytes(layer: LayerPlan, dtype: FloatType | None) -> int:
     Args:
         dtype: of the matrices that are not quantized; see `float_bytes`.
     """
-    packed = sum(
-        packed_layout(shape, spec).nbytes
-        for slot, shape in layer.slot_shapes().items()
-        if (spec := layer.quantization[slot]) is not None
-    )
-    return packed + float_bytes(layer, dtype)
+    return layer_bytes(layer, dtype, lambda shape, spec: packed_layout(shape, spec).nbytes)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from asvd_q.artefact import WHOLE_MODEL, Refusal
+from asvd_q.artefact import Refusal
+from asvd_q_exporters._options import nothing_quantized
 from asvd_q_exporters.gptq.layout import BITS, GROUP_SIZES, METHODS, MULTIPLE
 from asvd_q_exporters.gptq.names import compact
 from asvd_q_exporters.gptq.settings import Setting, common, settings_of
@@ -26,13 +27,7 @@ def refusals(plan: Plan, *, mixed: bool, instead: str) -> list[Refusal]:
     settings = settings_of(plan)
     default = common(settings)
     if default is None:
-        return [
-            Refusal(
-                WHOLE_MODEL,
-                "no layer is quantized, and a GPTQ-format checkpoint needs at least one",
-                "export it with transformers",
-            )
-        ]
+        return nothing_quantized(plan, "GPTQ-format")
     found = [refusal for layer in plan for refusal in _of_layer(layer)]
     if found or mixed:
         return found

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import transformers
 
 from asvd_q.evaluation.torch_runner import TorchRunner
 from asvd_q.models.modeling_asvd_q import base_type
 from asvd_q.quantization import TORCH_TYPES
-from asvd_q_exporters._runner import load_model, loading, model_type, quiet
+from asvd_q_exporters._runner import load_model, loading, model_type, quiet, runtime
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from asvd_q.plan import FloatType
 
-__all__ = ["load", "open_in_gptqmodel", "open_runner", "versions"]
+__all__ = ["load", "open_in_gptqmodel", "open_runner"]
 
 
 def open_runner(folder: Path, compute_type: FloatType) -> TorchRunner:
     """The checkpoint in transformers, on the CPU."""
     model = load(folder, compute_type)
-    return TorchRunner(model, f"{versions()}, CPU, {compute_type}")
+    return TorchRunner(model, runtime(compute_type, "gptqmodel"))
 
 
 def open_in_gptqmodel(folder: Path, compute_type: FloatType) -> TorchRunner:
@@ -54,7 +52,7 @@ def open_in_gptqmodel(folder: Path, compute_type: FloatType) -> TorchRunner:
                 dtype=torch.float16 if dtype == torch.float32 else dtype,
             )
         model = _uncompiled(wrapper.model.to(dtype))
-    return TorchRunner(model, f"{versions()}, CPU, {compute_type}")
+    return TorchRunner(model, runtime(compute_type, "gptqmodel"))
 
 
 def load(folder: Path, compute_type: FloatType) -> PreTrainedModel:
@@ -75,14 +73,3 @@ def _uncompiled(model: PreTrainedModel) -> PreTrainedModel:
         # It is compiled at the first call, which takes a C++ compiler and half a minute.
         module.__dict__.pop("dequantize_weight", None)
     return model
-
-
-def versions() -> str:
-    """Of everything that computes."""
-    return ", ".join(
-        (
-            f"gptqmodel {version('gptqmodel')}",
-            f"transformers {transformers.__version__}",
-            f"torch {torch.__version__}",
-        )
-    )

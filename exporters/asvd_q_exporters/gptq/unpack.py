@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from asvd_q.artefact import read_metadata
 from asvd_q.errors import ArtefactError
-from asvd_q_exporters._reader import WeightFiles, as_float32
+from asvd_q_exporters._reader import MODULES, WeightFiles, as_float32, as_matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from asvd_q.plan import Slot
 
 __all__ = ["CheckpointReader", "read_layers", "unpack_matrix", "unpack_rows"]
-
-_MODULES: Mapping[Slot, str] = {"weight": "", "B": ".BLinear", "A": ".ALinear"}
 
 
 def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
@@ -78,18 +75,15 @@ class CheckpointReader:
         Raises:
             ArtefactError: it is missing or damaged, or a rule leaves it out that has codes.
         """
-        suffix = _MODULES[slot]
+        suffix = MODULES[slot]
         ends = (f"{suffix}.{tensor}".removeprefix(".") for tensor in ("qweight", "weight"))
         module = self._files.path_of(layer, *ends) + suffix
         if f"{module}.qweight" in self._files:
             names = ("qweight", "qzeros", "scales", "g_idx")
             tensors = {name: self._files.get(f"{module}.{name}")[0] for name in names}
             # Rules are about names in the model, which those in files may be the ends of.
-            found = unpack_matrix(tensors, self._bits_of(layer + suffix), self._offset)
-        else:
-            found = as_float32(*self._files.get(f"{module}.weight"))
-            found = found.T if transposed else found
-        return torch.from_numpy(np.array(found, order="C"))
+            return as_matrix(unpack_matrix(tensors, self._bits_of(layer + suffix), self._offset))
+        return as_matrix(as_float32(*self._files.get(f"{module}.weight")), transposed=transposed)
 
     def _bits_of(self, module: str) -> int:
         """The width that the first rule for a module gives it."""

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from asvd_q.artefact import Refusal
 from asvd_q.errors import MissingExtraError
-from asvd_q_exporters._exporter import CheckpointExporter
+from asvd_q_exporters._exporter import TypedExporter
 from asvd_q_exporters._options import CheckpointOptions
 from asvd_q_exporters._runner import quiet
 from asvd_q_exporters.gptq.layout import stored_bytes
@@ -35,7 +35,7 @@ class PeftOptions(CheckpointOptions):
     """Options of the PEFT format."""
 
 
-class PeftExporter(CheckpointExporter[PeftOptions]):
+class PeftExporter(TypedExporter[PeftOptions]):
     """Writes a store's codes as a GPTQ-format checkpoint, its corrections as a LoRA adapter.
 
     `base/` is an ordinary GPTQ checkpoint, `adapter/` what `PeftModel.from_pretrained` puts on
@@ -64,7 +64,7 @@ class PeftExporter(CheckpointExporter[PeftOptions]):
         """See `asvd_q.artefact.SizedExporter`."""
         from asvd_q_exporters.peft.write import artefact_bytes
 
-        return artefact_bytes(plan, source, self.float_type)
+        return artefact_bytes(plan, source, self.float_type or plan.float_type)
 
     def write(self, store: Store, folder: Path) -> None:
         """Write `base/`, a checkpoint with its tokenizer, and `adapter/`.
@@ -74,7 +74,8 @@ class PeftExporter(CheckpointExporter[PeftOptions]):
         """
         from asvd_q_exporters.peft.write import write_artefact
 
-        write_artefact(store, folder, self.can_express(store.finished_plan), self.float_type)
+        self.require(store.finished_plan)
+        write_artefact(store, folder, self.float_type or store.float_type)
 
     def open(self, folder: Path) -> TorchRunner:
         """Base and adapter in transformers and PEFT, with gptqmodel's portable kernel, on the CPU.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asvd_q.evaluation.torch_runner import TorchRunner
-from asvd_q_exporters._runner import loading, quiet
-from asvd_q_exporters.gptq.runner import load, versions
+from asvd_q_exporters._runner import loading, quiet, runtime
+from asvd_q_exporters.gptq.runner import load
 
 if TYPE_CHECKING:
     from asvd_q.plan import FloatType
@@ -29,5 +28,4 @@ def open_runner(folder: Path, compute_type: FloatType) -> TorchRunner:
 
         with loading(adapter):
             model = PeftModel.from_pretrained(base, str(adapter), local_files_only=True)
-    runtime = f"peft {version('peft')}, {versions()}, CPU, {compute_type}"
-    return TorchRunner(model.get_base_model(), runtime)
+    return TorchRunner(model.get_base_model(), runtime(compute_type, "peft", "gptqmodel"))

@@ -13,15 +13,19 @@ from asvd_q.plan import Plan, Slot
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.records import LayerRecord
 from asvd_q.store import Store, StoredLayer
-from asvd_q_exporters._checkpoint import json_bytes, write_json
+from asvd_q_exporters._checkpoint import (
+    checkpoint_bytes,
+    json_bytes,
+    write_checkpoint,
+    write_json,
+)
 from asvd_q_exporters._safetensors import (
     Group,
     TensorSpec,
     safetensors_bytes,
     write_safetensors,
 )
-from asvd_q_exporters.gptq.write import artefact_bytes as base_bytes
-from asvd_q_exporters.gptq.write import write_artefact as write_base
+from asvd_q_exporters.gptq.format import gptq_format
 from asvd_q_exporters.peft.base import codes_alone
 from asvd_q_exporters.peft.config import adapter_config
 
@@ -29,7 +33,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from asvd_q.artefact import Refusal
     from asvd_q.models import SourceModel
     from asvd_q.plan import FloatType
 
@@ -58,21 +61,19 @@ class _CodesAlone(Store):
         return StoredLayer(codes_alone(layer.record), {"weight": layer.weights["weight"]})
 
 
-def write_artefact(
-    store: Store, folder: Path, refusals: list[Refusal], float_type: FloatType | None
-) -> None:
+def write_artefact(store: Store, folder: Path, float_type: FloatType) -> None:
     """Write both folders, with one layer in memory at a time.
 
     Raises:
-        ExportError: there are refusals; the first one is the message.
+        ExportError: naming a layer whose correction `float_type` cannot hold.
     """
-    if refusals:
-        raise ExportError(str(refusals[0]))
     base, adapter = folder / _BASE, folder / _ADAPTER
     base.mkdir()
-    write_base(_CodesAlone(store), base, [], float_type)
+    alone = _CodesAlone(store)
+    codes = gptq_format(alone.finished_plan, alone.source, float_type)
+    write_checkpoint(alone, base, codes, float_type=float_type)
     adapter.mkdir()
-    dtype = TORCH_TYPES[float_type or store.float_type]
+    dtype = TORCH_TYPES[float_type]
     plan = store.finished_plan
     groups = [
         Group(specs, partial(_tensors, store, name, dtype))
@@ -82,11 +83,12 @@ def write_artefact(
     write_json(adapter / _SETTINGS, adapter_config(plan.correction_ranks, f"../{_BASE}"))
 
 
-def artefact_bytes(plan: Plan, source: SourceModel, float_type: FloatType | None) -> ArtefactBytes:
+def artefact_bytes(plan: Plan, source: SourceModel, float_type: FloatType) -> ArtefactBytes:
     """See `asvd_q.artefact.SizedExporter`."""
     alone = plan.with_layers({layer.name: codes_alone(layer) for layer in plan})
-    base = base_bytes(alone, source, float_type)
-    specs = _adapter_specs(plan, TORCH_TYPES[float_type or plan.float_type])
+    codes = gptq_format(alone, source, float_type)
+    base = checkpoint_bytes(alone, source, codes, float_type=float_type)
+    specs = _adapter_specs(plan, TORCH_TYPES[float_type])
     weights = safetensors_bytes(spec for layer in specs.values() for spec in layer)
     settings = json_bytes(adapter_config(plan.correction_ranks, f"../{_BASE}"))
     return ArtefactBytes(

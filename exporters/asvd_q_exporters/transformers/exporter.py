@@ -17,11 +17,10 @@ from asvd_q_exporters._runner import quiet
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from asvd_q.artefact import ArtefactBytes
     from asvd_q.evaluation.torch_runner import TorchRunner
     from asvd_q.models import SourceModel
-    from asvd_q.plan import LayerPlan, Plan, QuantSpec, Slot
-    from asvd_q.store import Store
+    from asvd_q.plan import FloatType, LayerPlan, Plan, QuantSpec, Slot
+    from asvd_q_exporters._checkpoint import CheckpointFormat
 
 __all__ = ["TransformersExporter", "TransformersOptions"]
 
@@ -87,22 +86,12 @@ class TransformersExporter(CheckpointExporter[TransformersOptions]):
             return layer.parameters * FLOAT_BYTES["float32"]
         return float_bytes(layer, self.float_type)
 
-    def artefact_bytes(self, plan: Plan, source: SourceModel) -> ArtefactBytes:
-        """See `asvd_q.artefact.SizedExporter`."""
-        from asvd_q_exporters.transformers.write import artefact_bytes
+    def format_of(self, plan: Plan, source: SourceModel, float_type: FloatType) -> CheckpointFormat:
+        """See `CheckpointExporter`."""
+        from asvd_q.quantization import TORCH_TYPES
+        from asvd_q_exporters.transformers.format import float_format
 
-        return artefact_bytes(plan, source, self.float_type)
-
-    def write(self, store: Store, folder: Path) -> None:
-        """Write weights, configuration, tokenizer and, with low-rank layers, the modelling file.
-
-        Raises:
-            ExportError: naming the layer that the format cannot hold.
-        """
-        from asvd_q_exporters.transformers.write import write_artefact
-
-        refusals = self.can_express(store.finished_plan)
-        write_artefact(store, folder, refusals, self.float_type)
+        return float_format(TORCH_TYPES[float_type])
 
     def open(self, folder: Path) -> TorchRunner:
         """The checkpoint in transformers, on the CPU.

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-import transformers
-
 from asvd_q.evaluation.torch_runner import TorchRunner
 from asvd_q.quantization import TORCH_TYPES
-from asvd_q_exporters._runner import load_model
+from asvd_q_exporters._runner import load_model, runtime
 
 if TYPE_CHECKING:
     from asvd_q.plan import FloatType
@@ -21,5 +18,4 @@ __all__ = ["open_runner"]
 def open_runner(folder: Path, compute_type: FloatType) -> TorchRunner:
     """Load the checkpoint for the CPU."""
     model = load_model(folder, TORCH_TYPES[compute_type])
-    versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
-    return TorchRunner(model, f"{versions}, CPU, {compute_type}")
+    return TorchRunner(model, runtime(compute_type))

@@ -6,24 +6,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from asvd_q.artefact import read_metadata
-from asvd_q_exporters._reader import WeightFiles, as_float32
+from asvd_q_exporters._reader import MODULES, WeightFiles, as_float32, as_matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from asvd_q.plan import Form, Slot
+    from asvd_q.plan import Slot
 
 __all__ = ["read_layers"]
-
-_MODULES: dict[Form, dict[Slot, str]] = {
-    "dense": {"weight": ""},
-    "factors": {"B": ".BLinear", "A": ".ALinear"},
-    "correction": {"weight": "", "B": ".BLinear", "A": ".ALinear"},
-}
-"""What the modules of a layer are called, after its name."""
 
 
 def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
@@ -38,15 +29,10 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
         yield (
             record.name,
             {
-                slot: _matrix(
-                    files, f"{path}{module}.weight", record.form == "dense" and record.transposed
+                slot: as_matrix(
+                    as_float32(*files.get(f"{path}{MODULES[slot]}.weight")),
+                    transposed=record.form == "dense" and record.transposed,
                 )
-                for slot, module in _MODULES[record.form].items()
+                for slot in record.slot_shapes()
             },
         )
-
-
-def _matrix(files: WeightFiles, name: str, transposed: bool) -> Tensor:
-    """A float matrix (out, in), which lies there as (in, out) when `transposed`."""
-    array = as_float32(*files.get(name))
-    return torch.from_numpy(array.T.copy() if transposed else array.copy())

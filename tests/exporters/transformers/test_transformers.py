@@ -24,7 +24,7 @@ from asvd_q_exporters._checkpoint import write_checkpoint
 from asvd_q_exporters._safetensors import Group, TensorSpec, write_safetensors
 from asvd_q_exporters.onnx import OnnxExporter
 from asvd_q_exporters.transformers import TransformersExporter, TransformersOptions
-from asvd_q_exporters.transformers.write import float_format
+from asvd_q_exporters.transformers.format import float_format
 from tests.exporters.checkpoints import (
     TOKENS,
     assert_reads_back,
