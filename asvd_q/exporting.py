@@ -1,4 +1,4 @@
-"""From a finished store to a proven artefact in a run folder."""
+"""From a finished store to a proven artefact in a run folder. Imports torch where it proves one."""
 
 from __future__ import annotations
 
@@ -19,17 +19,15 @@ from asvd_q.artefact import (
     exporter_class,
 )
 from asvd_q.errors import ExportError, RecipeError
-from asvd_q.evaluation.proof import prove
-from asvd_q.evaluation.runners import model_runner
 from asvd_q.files import atomic_folder, atomic_path, make_folder, write_text
 from asvd_q.recipe import explain_validation_error
-from asvd_q.report.run import ArtefactRecord
 from asvd_q.sizes import footprint, measured_footprint, metadata_text, predict_files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from asvd_q.plan import Plan
+    from asvd_q.report.run import ArtefactRecord
     from asvd_q.store import Store
 
 __all__ = [
@@ -97,6 +95,10 @@ def export_store(
         ExportError: the format cannot hold the store.
         ParityError: the artefact is not what the store is.
     """
+    from asvd_q.evaluation.proof import prove
+    from asvd_q.evaluation.runners import model_runner
+    from asvd_q.report.run import ArtefactRecord
+
     require_expressible(exporter, store.finished_plan)
     target = run_folder / ARTEFACTS / name
     make_folder(target.parent)

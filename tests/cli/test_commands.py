@@ -46,6 +46,18 @@ def test_imports_are_cheap() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_validating_needs_no_torch(tmp_path: Path) -> None:
+    budget = {"format": "compressed-tensors", "bits_per_weight": 4}
+    sections = {"budget": budget, "quantize": {}, "decompose": {}}
+    recipe = write_recipe(tmp_path, **sections, export=[{"format": "compressed-tensors"}])
+    code = (
+        "import sys; from asvd_q.cli import app; app(sys.argv[1:], standalone_mode=False);"
+        "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code, "validate", str(recipe)], check=True)
+
+
 def test_help_and_version(capsys: Capture) -> None:
     assert "export" in command(capsys, "--help").out
     assert command(capsys, "--version").out.strip() == f"asvd-q {__version__}"
