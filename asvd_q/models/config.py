@@ -49,7 +49,7 @@ def dense_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         from asvd_q.models.modeling_asvd_q import base_type
 
         dense.pop("auto_map", None)
-        if "lm_head" in named:  # which is then no longer the embedding, whatever was written
+        if "lm_head" in named:  # which is then not the embedding, whatever was written
             dense["tie_word_embeddings"] = False
         dense["model_type"] = model_type = base_type(str(fields.get("model_type")))
         if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:

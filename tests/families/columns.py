@@ -32,9 +32,13 @@ _RTN = {"method": "rtn", "bits": 4, "group_size": 32}
 _FLOAT_FACTORS = {"overrides": [{"match": "*", "slot": slot, "skip": True} for slot in "AB"]}
 COLUMNS: dict[str, Column] = {
     "asvd": Column({"decompose": {"kept_ratio": 0.8}}, ("transformers", "onnx")),
-    "asvd-gptq": Column({"decompose": {"kept_ratio": 0.8}, "quantize": _GPTQ}, ("gptq", "onnx")),
+    "asvd-gptq": Column(
+        {"decompose": {"kept_ratio": 0.8}, "quantize": _GPTQ},
+        ("gptq", "compressed-tensors", "onnx"),
+    ),
     "asvd-nf4": Column(
-        {"decompose": {"kept_ratio": 0.8}, "quantize": {"method": "nf4"}}, ("transformers", "onnx")
+        {"decompose": {"kept_ratio": 0.8}, "quantize": {"method": "nf4", "group_size": 32}},
+        ("transformers", "bitsandbytes", "onnx"),
     ),
     "rtn": Column({"quantize": _RTN}, ("gptq",)),
     "correct": Column(

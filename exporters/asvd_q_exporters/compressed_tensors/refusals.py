@@ -41,7 +41,7 @@ def _of_matrix(layer: LayerPlan, shape: tuple[int, int], spec: QuantSpec) -> tup
         )
     if spec.permutes(columns):
         return (
-            "compressed-tensors has given up groups of reordered columns",
+            "compressed-tensors does not load groups of reordered columns",
             "use static_groups: true, or export it with gptq",
         )
     if layer.transposed and layer.form == "dense":
