@@ -33,6 +33,7 @@ __all__ = [
     "AdvisingExporter",
     "ArtefactBytes",
     "BasicExporter",
+    "BoundedExporter",
     "Exporter",
     "ParityBounds",
     "Refusal",
@@ -187,6 +188,19 @@ class AdvisingExporter(Protocol):
 
         Which loaders misread it, what runs only slowly, and what would change that: one sentence
         each, naming layers. Pure: loads neither torch nor a runtime.
+
+        Args:
+            plan: one that the format can hold.
+        """
+        ...
+
+
+@runtime_checkable
+class BoundedExporter(Protocol):
+    """What an exporter has besides, whose artefacts agree better for some plans than for others."""
+
+    def bounds_of(self, plan: Plan) -> ParityBounds:
+        """What an artefact of this plan is held to, in the place of `bounds`.
 
         Args:
             plan: one that the format can hold.

@@ -114,13 +114,12 @@ def run(
 def validate(recipe: RecipeArgument, overrides: SetOption = None) -> None:
     """Check a recipe against the schema, and its formats and their options against exporters."""
     loaded = _load(recipe, overrides)
-    from asvd_q.budget.counting import STORE
-    from asvd_q.exporting import make_exporter
+    from asvd_q.budget.solving import format_count
+    from asvd_q.preparation import make_exports
 
-    for index, section in enumerate(loaded.export):
-        make_exporter(section.format, section.options, where=f"export.{index}", file=str(recipe))
-    if loaded.budget is not None and loaded.budget.format != STORE:
-        make_exporter(loaded.budget.format, {}, where="budget.format", file=str(recipe))
+    exports = make_exports(loaded, str(recipe))
+    if loaded.budget is not None:
+        format_count(loaded, "float32", exports)  # what a format holds depends on no float type
     _say(f"{recipe}: valid")
 
 

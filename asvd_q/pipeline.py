@@ -78,9 +78,9 @@ def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord
                 "stages": tuple(meter.records),
                 "dense_quality": tuple(dense),
                 "quality": tuple(quality),
-                "artefacts": _earlier_artefacts(folder, store),
             }
         )
+        record = _with_earlier(record, folder)
         record.write(folder)
         for section, exporter in prepared.exports:
             progress(f"exporting {section.name}", 0, 1)
@@ -309,14 +309,20 @@ def _kept(layer: LayerPlan, float_type: FloatType) -> str:
     return f"stayed dense, in {float_type}"
 
 
-def _earlier_artefacts(folder: Path, store: Store) -> tuple[ArtefactRecord, ...]:
-    """Artefacts that an earlier run or `export` made from this very store and that still exist."""
+def _with_earlier(record: RunRecord, folder: Path) -> RunRecord:
+    """The record with the artefacts, and the notes on them, that are kept of an earlier one.
+
+    Those that a run or `export` made from this very store and that still exist.
+    """
     if not (folder / RUN_FILE).is_file():
-        return ()
+        return record
     earlier = RunRecord.read(folder)
-    if earlier.store_key != store.key:
-        return ()
-    return tuple(found for found in earlier.artefacts if (folder / found.folder).is_dir())
+    if earlier.store_key != record.store_key:
+        return record
+    for artefact in earlier.artefacts:
+        if (folder / artefact.folder).is_dir():
+            record = _with_artefact(record, artefact, _notes_on(artefact, earlier))
+    return record
 
 
 def _with_artefact(record: RunRecord, artefact: ArtefactRecord, notes: list[str]) -> RunRecord:
@@ -326,7 +332,7 @@ def _with_artefact(record: RunRecord, artefact: ArtefactRecord, notes: list[str]
         notes: on the artefact, which become warnings.
     """
     others = tuple(found for found in record.artefacts if found.name != artefact.name)
-    prefix = f"{artefact.name}: "
+    prefix = _prefix(artefact)
     warnings = (warning for warning in record.warnings if not warning.startswith(prefix))
     return record.model_copy(
         update={
@@ -334,6 +340,18 @@ def _with_artefact(record: RunRecord, artefact: ArtefactRecord, notes: list[str]
             "warnings": (*warnings, *(prefix + note for note in notes)),
         }
     )
+
+
+def _notes_on(artefact: ArtefactRecord, record: RunRecord) -> list[str]:
+    """What `_with_artefact` was told of an artefact."""
+    prefix = _prefix(artefact)
+    found = (warning for warning in record.warnings if warning.startswith(prefix))
+    return [warning.removeprefix(prefix) for warning in found]
+
+
+def _prefix(artefact: ArtefactRecord) -> str:
+    """What the warnings on an artefact begin with."""
+    return f"{artefact.name}: "
 
 
 def _notes(record: RunRecord) -> list[str]:

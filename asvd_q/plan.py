@@ -55,6 +55,8 @@ class LayerPlan(_Frozen):
         shape: (out, in).
         transposed: the source keeps the weight as (in, out), as GPT-2's Conv1D does; so does a
             checkpoint where the layer is left alone.
+        subclass: class of the layer's module where it is one derived from torch's Linear or from
+            Conv1D, such as "FalconLinear": packages that replace layers may pass over it.
         form: see `Form`.
         rank: of A and B; None when dense.
         quantization: per slot; None leaves that matrix in floating point.
@@ -67,6 +69,7 @@ class LayerPlan(_Frozen):
     block: int | None
     shape: tuple[int, int]
     transposed: bool = False
+    subclass: str | None = None
     form: Form = "dense"
     rank: int | None = None
     quantization: dict[Slot, QuantSpec | None]

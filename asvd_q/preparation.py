@@ -31,7 +31,7 @@ from asvd_q.statistics.corpora import Corpus, load_corpus
 from asvd_q.statistics.generated import GeneratedText
 from asvd_q.statistics.windows import calibration_windows
 
-__all__ = ["Prepared", "Tokens", "prepare", "read_tokens", "require_exports"]
+__all__ = ["Prepared", "Tokens", "make_exports", "prepare", "read_tokens", "require_exports"]
 
 _GENERATED = "calibration"
 """Folder of generated text inside a run folder."""
@@ -105,15 +105,7 @@ def prepare(recipe: Recipe) -> Prepared:
     dtype: FloatType = (
         float_type_of(source.dtype) if recipe.model.dtype == "auto" else recipe.model.dtype
     )
-    exports = tuple(
-        (
-            section,
-            make_exporter(
-                section.format, section.options, where=f"export.{index}", file="the recipe"
-            ),
-        )
-        for index, section in enumerate(recipe.export)
-    )
+    exports = make_exports(recipe, "the recipe")
     if recipe.budget is not None:
         format_count(recipe, dtype, exports)
     kept = {} if recipe.searches else _stored_ranks(source, skeleton)
@@ -131,6 +123,25 @@ def prepare(recipe: Recipe) -> Prepared:
         exports=exports,
         device=_device(recipe),
         kept_ranks=kept,
+    )
+
+
+def make_exports(recipe: Recipe, file: str) -> tuple[tuple[ExportSection, Exporter], ...]:
+    """The recipe's exports with their exporters.
+
+    Args:
+        file: what the recipe is called, for messages.
+
+    Raises:
+        ExportError: no such format.
+        RecipeError: an option that the format does not have, or a value it does not take.
+    """
+    return tuple(
+        (
+            section,
+            make_exporter(section.format, section.options, where=f"export.{index}", file=file),
+        )
+        for index, section in enumerate(recipe.export)
     )
 
 

@@ -19,7 +19,8 @@ class LayerRecord(_Frozen):
     """One layer after compression.
 
     Attributes:
-        name, kind, block, shape, transposed, form, rank, quantization: as in `LayerPlan`.
+        name, kind, block, shape, transposed, subclass, form, rank, quantization: as in
+            `LayerPlan`.
         reason: why the layer stayed dense or in floating point, when it did.
         bytes_before: of the source weight in the store's float type, without bias.
         bytes_after: of the stored tensors, codes counted at their own width.
@@ -34,6 +35,7 @@ class LayerRecord(_Frozen):
     block: int | None
     shape: tuple[int, int]
     transposed: bool = False
+    subclass: str | None = None
     form: Form
     rank: int | None
     reason: str | None
@@ -61,6 +63,7 @@ class LayerRecord(_Frozen):
             block=self.block,
             shape=self.shape,
             transposed=self.transposed,
+            subclass=self.subclass,
             form=self.form,
             rank=self.rank,
             quantization=self.quantization,

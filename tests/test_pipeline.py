@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import onnx
@@ -163,6 +164,21 @@ def test_running_again_keeps_what_export_added(tmp_path: Path) -> None:
     export_run(tmp_path / "run", ExportSection.model_validate({"format": "transformers"}))
     record = run(recipe, _silent)
     assert [artefact.name for artefact in record.artefacts] == ["transformers"]
+
+
+def test_running_again_keeps_the_notes_on_what_it_keeps(tmp_path: Path) -> None:
+    codes = {"method": "rtn", "group_size": 32, "symmetric": False}
+    path = write_recipe(
+        tmp_path, calibration=None, decompose=None, quantize=codes, export=[{"format": "gptq"}]
+    )
+    recipe = load_recipe(path)
+    first = run(recipe, _silent).warnings
+    assert any(note.startswith("gptq: asymmetric codes") for note in first)
+    others = recipe.model_copy(update={"export": ()})
+    assert run(others, _silent).warnings == first
+    assert run(recipe, _silent).warnings == first  # said once
+    shutil.rmtree(tmp_path / "run/artefacts/gptq")
+    assert run(others, _silent).warnings == ()
 
 
 def test_an_export_that_fails_loses_nothing(

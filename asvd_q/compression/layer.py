@@ -330,6 +330,7 @@ def _record(
         block=plan.block,
         shape=plan.shape,
         transposed=plan.transposed,
+        subclass=plan.subclass,
         form=plan.form,
         rank=plan.rank,
         reason=plan.reason,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from asvd_q.artefact import Exporter, Runner
+from asvd_q.artefact import BoundedExporter, Exporter, ParityBounds, Runner
 from asvd_q.errors import MissingExtraError, ParityError
 from asvd_q.metrics import agreement, kl_divergence, relative_error
 
@@ -73,7 +73,13 @@ def prove(
         runner = exporter.open(folder)
     except MissingExtraError as error:
         return Proof(layers=layers, status="not run", detail=str(error))
-    return prove_runtime(exporter, runner, reference, tokens).model_copy(update={"layers": layers})
+    bounds = (
+        exporter.bounds_of(store.finished_plan)
+        if isinstance(exporter, BoundedExporter)
+        else exporter.bounds
+    )
+    proof = prove_runtime(exporter.name, bounds, runner, reference, tokens)
+    return proof.model_copy(update={"layers": layers})
 
 
 def prove_weights(exporter: Exporter, folder: Path, store: Store) -> int:
@@ -102,12 +108,20 @@ def prove_weights(exporter: Exporter, folder: Path, store: Store) -> int:
 
 
 def prove_runtime(
-    exporter: Exporter, runner: Runner, reference: Runner, tokens: Tensor, decode_steps: int = 8
+    name: str,
+    bounds: ParityBounds,
+    runner: Runner,
+    reference: Runner,
+    tokens: Tensor,
+    decode_steps: int = 8,
 ) -> Proof:
     """Compare logits on a prefill and on cached steps after it.
 
+    Args:
+        name: of the exporter, for messages.
+
     Raises:
-        ParityError: a bound of the exporter is missed.
+        ParityError: a bound is missed.
     """
     decode_steps = min(decode_steps, tokens.shape[1] - 1)
     expected = _logits(reference, tokens, decode_steps)
@@ -122,7 +136,6 @@ def prove_runtime(
         kl=float(kl_divergence(expected, found).mean()),
         agreement=float(agreement(expected, found).double().mean()),
     )
-    bounds = exporter.bounds
     assert proof.relative_error is not None
     assert proof.kl is not None
     assert proof.agreement is not None
@@ -143,7 +156,7 @@ def prove_runtime(
     ):
         if not holds:
             raise ParityError(
-                f"{exporter.name}: {word} {value:.3g} over {proof.tokens} tokens in "
+                f"{name}: {word} {value:.3g} over {proof.tokens} tokens in "
                 f"{runner.runtime} is beyond {bound:g}, though every layer's bytes are right; the "
                 "export is withdrawn"
             )

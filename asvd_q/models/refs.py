@@ -23,6 +23,7 @@ class WeightRef:
         block: index of the transformer block; None outside the blocks.
         parameter: name of the parameter in its module.
         transposed: the parameter is stored (in, out), as GPT-2's Conv1D does.
+        subclass: name of the module's class where it is one derived from torch's Linear or Conv1D.
         rows: half-open range of output rows, for one part of a fused projection.
         expert: index into the leading dimension, for one expert of a fused tensor.
     """
@@ -33,6 +34,7 @@ class WeightRef:
     block: int | None
     parameter: str = "weight"
     transposed: bool = False
+    subclass: str | None = None
     rows: tuple[int, int] | None = None
     expert: int | None = None
 

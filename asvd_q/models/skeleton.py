@@ -132,11 +132,14 @@ def _weights(model: nn.Module, blocks_path: str, head: str | None) -> Iterable[W
         transposed = isinstance(module, Conv1D)
         rows, columns = module.weight.shape
         shape = (columns, rows) if transposed else (rows, columns)
+        block: int | None = None
         if name.startswith(prefix):
             block = int(name.removeprefix(prefix).split(".", 1)[0])
-            yield WeightRef(name, name, shape, block, transposed=transposed)
-        elif name == head:
-            yield WeightRef(name, name, shape, None, transposed=transposed)
+        elif name != head:
+            continue
+        exact = type(module) in (nn.Linear, Conv1D)
+        subclass = None if exact else type(module).__name__
+        yield WeightRef(name, name, shape, block, transposed=transposed, subclass=subclass)
 
 
 def _untouched(model: nn.Module, blocks_path: str, covered: set[str]) -> dict[str, int]:

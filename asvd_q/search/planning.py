@@ -207,6 +207,7 @@ def plan_layer(
         block=weight.block,
         shape=weight.shape,
         transposed=weight.transposed,
+        subclass=weight.subclass,
         form=form,
         rank=rank,
         quantization=dict(quantization),

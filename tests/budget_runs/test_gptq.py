@@ -80,3 +80,15 @@ def test_transformers_takes_no_such_budget(tmp_path: Path, sections: dict[str, A
     recipe = load_recipe(write_recipe(tmp_path, **(sections | {"export": [{"format": "gptq"}]})))
     with pytest.raises(RecipeError, match=r"quantized differently .*loader: gptqmodel"):
         prepare(recipe)
+
+
+def test_validate_judges_a_budget_by_the_options_of_its_export(
+    tmp_path: Path, sections: dict[str, Any], capsys: Capture
+) -> None:
+    path = write_recipe(tmp_path, **sections)
+    assert command(capsys, "validate", path).out == f"{path}: valid\n"
+    path = write_recipe(tmp_path, **(sections | {"export": [{"format": "gptq"}]}))
+    says = [command(capsys, verb, path).message for verb in ("validate", "run")]
+    assert "loader: gptqmodel" in says[0]
+    assert says[0] == says[1]
+    assert not (tmp_path / "run").exists()

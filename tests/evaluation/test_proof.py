@@ -65,7 +65,9 @@ class Artefact:
 def proved(artefact: Artefact, tokens: Tensor = TOKENS) -> Any:
     record = SimpleNamespace(name="layer")
     layer = SimpleNamespace(record=record, weights={"weight": FloatWeight(WEIGHT)})
-    store: Any = SimpleNamespace(records=lambda: [record], layer=lambda name: layer)
+    store: Any = SimpleNamespace(
+        records=lambda: [record], layer=lambda name: layer, finished_plan="the plan"
+    )
     exporter: Any = artefact
     return prove(exporter, Path("artefact"), store, Constant(), tokens)
 
@@ -107,6 +109,19 @@ def test_other_logits_name_the_bound_and_the_runtime(change: float) -> None:
         proved(Artefact(runner=Constant(change)))
 
 
+def test_bounds_may_depend_on_the_plan() -> None:
+    """The same logits, within the exporter's bounds for any plan and beyond those for this one."""
+
+    class Bounded(Artefact):
+        def bounds_of(self, plan: str) -> ParityBounds:
+            assert plan == "the plan"
+            return ParityBounds(1e-6, 1e-5, 0.99)
+
+    assert proved(Artefact(runner=Constant(1e-5))).relative_error == pytest.approx(5e-5, rel=0.1)
+    with pytest.raises(ParityError, match=r"relative logit error .* is beyond 1e-06"):
+        proved(Bounded(runner=Constant(1e-5)))
+
+
 def test_a_runtime_that_is_not_installed_is_not_run() -> None:
     proof = proved(Artefact(installed=False))
     assert (proof.status, proof.layers, proof.relative_error) == ("not run", 1, None)
@@ -116,9 +131,9 @@ def test_a_runtime_that_is_not_installed_is_not_run() -> None:
 def test_agreement_is_a_bound_of_its_own() -> None:
     other = Constant()
     other.table = other.table.roll(1, 0)
-    exporter: Any = Artefact(bounds=ParityBounds(relative_error=9, kl=9, agreement=0.5))
+    bounds = ParityBounds(relative_error=9, kl=9, agreement=0.5)
     with pytest.raises(ParityError, match=r"arg-max agreement 0 .*beyond 0\.5"):
-        prove_runtime(exporter, other, Constant(), TOKENS)
+        prove_runtime("made-up", bounds, other, Constant(), TOKENS)
 
 
 @pytest.mark.parametrize(("changed", "passes"), [(2, True), (5, True), (6, False), (24, False)])
@@ -126,10 +141,10 @@ def test_a_few_positions_are_judged_as_the_sample_that_they_are(changed: int, pa
     """Of 24 positions at a share of 0.93, 1.7 may differ, and three standard errors are 3.7."""
     other = Constant()
     other.table[:changed] = other.table[:changed].roll(1, 1)
-    exporter: Any = Artefact(bounds=ParityBounds(relative_error=9, kl=99, agreement=0.93))
+    bounds = ParityBounds(relative_error=9, kl=99, agreement=0.93)
     if passes:
-        found = prove_runtime(exporter, other, Constant(), TOKENS)
+        found = prove_runtime("made-up", bounds, other, Constant(), TOKENS)
         assert found.agreement == pytest.approx(1 - changed / 24)
     else:
         with pytest.raises(ParityError, match=r"arg-max agreement .* over 24 tokens"):
-            prove_runtime(exporter, other, Constant(), TOKENS)
+            prove_runtime("made-up", bounds, other, Constant(), TOKENS)

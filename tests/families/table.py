@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.families.columns import COLUMNS
 from tests.families.models import MODELS, NAMES
-from tests.families.test_others import NO_CODES, NO_GRAPH, ONLY_FACTORS, WORKING
+from tests.families.test_others import NO_GRAPH, ONLY_FACTORS, WORKING
 
 __all__ = ["table"]
 
@@ -27,7 +27,7 @@ def table() -> list[str]:
         formats = [_held(family, name) if name in held else "–" for name in _FORMATS]
         lines.append(_row([NAMES[family], *methods, *formats]))
     for name in WORKING:
-        gptq = "factors" if name in ONLY_FACTORS else "no" if name in NO_CODES else "yes"
+        gptq = "factors" if name in ONLY_FACTORS else "yes"
         onnx = "no" if name in NO_GRAPH else "yes"
         lines.append(_row([name, "yes", "yes", "–", onnx, gptq, "–", "–", "–", "yes"]))
     return lines

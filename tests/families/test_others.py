@@ -15,7 +15,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from asvd_q.errors import ArtefactError, ParityError
+from asvd_q.errors import ArtefactError
 from asvd_q.pipeline import export_run, run
 from asvd_q.recipe import ExportSection, load_recipe
 from tests.cli.runner import command
@@ -160,12 +160,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
 }
 
-ONLY_FACTORS = {"Falcon": "relative logit error", "Falcon (ALiBi)": "relative logit error"}
-"""What is said of GPTQ-format checkpoints of layers that were not decomposed: optimum passes over
-layers of a class of their own, and transformers leaves them without weights."""
-
-NO_CODES = {"BERT as a decoder": "Block pattern could not be match"}
-"""What is said of any GPTQ-format checkpoint: optimum does not find the list of blocks."""
+ONLY_FACTORS = ("Falcon", "Falcon (ALiBi)")
+"""Whose dense layers have a class of their own, which optimum passes over: transformers would leave
+them without weights."""
 
 NO_GRAPH = {"Falcon (ALiBi)": "Could not find an implementation for Mul"}
 """What ONNX Runtime says of graphs it cannot run: this one computes biases in bfloat16."""
@@ -186,12 +183,23 @@ def test_its_codes(name: str, tmp_path: Path) -> None:
             _prove(tmp_path, model, "asvd-gptq", "onnx")
     else:
         assert _prove(tmp_path, model, "asvd-gptq", "onnx") < 1e-5
-    for column, reasons in {"asvd-gptq": NO_CODES, "rtn": NO_CODES | ONLY_FACTORS}.items():
-        if name in reasons:
-            with pytest.raises((ArtefactError, ParityError), match=reasons[name]):
-                _prove(tmp_path, model, column, "gptq")
-        else:
-            _prove(tmp_path, model, column, "gptq")
+    _prove(tmp_path, model, "asvd-gptq", "gptq")
+    options = {"loader": "gptqmodel"} if name in ONLY_FACTORS else {}
+    _prove(tmp_path, model, "rtn", "gptq", **options)
+
+
+@pytest.mark.parametrize("name", ONLY_FACTORS)
+def test_codes_for_a_class_of_its_own_are_refused_before_work(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_model(tmp_path / "model", *WORKING[name])
+    nf4 = Column({"quantize": {"method": "nf4"}}, ("bitsandbytes",))
+    columns = {"gptq": COLUMNS["rtn"], "compressed-tensors": COLUMNS["rtn"], "bitsandbytes": nf4}
+    for wanted, column in (columns | {"peft": COLUMNS["correct"]}).items():
+        recipe = write_recipe(tmp_path, model, column, export=[{"format": wanted}])
+        found = command(capsys, "run", recipe).message
+        assert re.search(rf"the {wanted} exporter cannot hold transformer.* is a Falcon", found)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -231,12 +239,12 @@ def test_a_mixture_in_one_tensor_says_what_is_left_as_it_is(
     assert len(record.layers) == 8
 
 
-def _prove(folder: Path, model: Path, name: str, format: str) -> float:
+def _prove(folder: Path, model: Path, name: str, format: str, **options: str) -> float:
     """Carry out a column's recipe and one export of it; the proof's relative error."""
     column: Column = COLUMNS[name]
     record = run(load_recipe(write_recipe(folder / name, model, column)), _silent)
     assert record.warnings == ()
-    section = ExportSection.model_validate(export_section(column, format))
+    section = ExportSection.model_validate(export_section(column, format) | options)
     proof = export_run(folder / name / "run", section).proof
     assert proof.status == "proven"
     assert proof.relative_error is not None

@@ -35,7 +35,14 @@ def _of_layer(layer: LayerPlan) -> Iterator[Refusal]:
         spec = layer.quantization[slot]
         if spec is None:
             continue
-        if spec.method != METHOD:
+        if layer.subclass is not None and layer.form == "dense":
+            yield Refusal(
+                layer.name,
+                f"is a {layer.subclass}, and transformers puts 4-bit codes into layers of torch's "
+                "own Linear alone",
+                "decompose it, or export it with onnx",
+            )
+        elif spec.method != METHOD:
             yield Refusal(
                 layer.name,
                 f"bitsandbytes has no place for the {spec.bits}-bit codes that {spec.method} makes",

@@ -49,6 +49,12 @@ def _of_matrix(layer: LayerPlan, shape: tuple[int, int], spec: QuantSpec) -> tup
             "is a Conv1D, and compressed-tensors quantizes torch's Linear alone",
             "export it with onnx or gptq",
         )
+    if layer.subclass is not None and layer.form == "dense":
+        return (
+            f"is a {layer.subclass}, and compressed-tensors fails to load codes into classes "
+            "derived from torch's Linear",
+            "decompose it, or export it with onnx",
+        )
     narrow = group_width(columns, spec)
     if narrow < min(NARROWEST, columns):
         return (

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 __all__ = ["is_first_version", "quantization_config"]
 
+_KNOWN_BLOCKS = {
+    "gpt_neox.layers",
+    "model.decoder.layers",
+    "model.language_model.layers",
+    "model.layers",
+    "transformer.h",
+}
+"""Lists of blocks that optimum finds itself in a causal language model (its `BLOCK_PATTERNS`)."""
+
 
 def quantization_config(plan: Plan, source: SourceModel) -> dict[str, Any]:
     """Content of `quantize_config.json` and of `quantization_config` in `config.json`.
@@ -43,7 +52,10 @@ def quantization_config(plan: Plan, source: SourceModel) -> dict[str, Any]:
     }
     if any(aten_fails(matrix) for matrix in matrices(plan)):
         config["backend"] = "torch"
-    inside = _block_matrices(source, _blocks_path(plan))
+    blocks = _blocks_path(plan)
+    if blocks not in _KNOWN_BLOCKS:
+        config["block_name_to_quantize"] = blocks
+    inside = _block_matrices(source, blocks)
     listed = _listed_modules(plan, source, inside)
     if listed is not None:
         config["modules_in_block_to_quantize"] = [listed]

@@ -33,6 +33,7 @@ _MIXED_INSTEAD = (
     "use one setting for every layer, give the export `loader: gptqmodel`, or export it with onnx "
     "or compressed-tensors"
 )
+_DERIVED_INSTEAD = "decompose it, give the export `loader: gptqmodel`, or export it with onnx"
 
 
 class GptqOptions(CheckpointOptions):
@@ -66,8 +67,10 @@ class GptqExporter(CheckpointExporter[GptqOptions]):
     options_model: ClassVar[type[BaseModel]] = GptqOptions
 
     def can_express(self, plan: Plan) -> list[Refusal]:
-        """Methods without integer codes, sizes that do not fill words, settings that differ."""
-        return refusals_of(plan, mixed=self._mixes, instead=_MIXED_INSTEAD)
+        """Methods without integer codes, sizes that do not fill words, what the loader lacks."""
+        return refusals_of(
+            plan, mixed=self._mixes, instead=_MIXED_INSTEAD, of_classes=_DERIVED_INSTEAD
+        )
 
     def notes(self, plan: Plan) -> list[str]:
         """Loaders that cannot read or misread it, and layers for slow kernels alone."""

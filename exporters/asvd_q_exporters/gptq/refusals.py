@@ -17,18 +17,22 @@ if TYPE_CHECKING:
 __all__ = ["refusals"]
 
 
-def refusals(plan: Plan, *, mixed: bool, instead: str) -> list[Refusal]:
+def refusals(plan: Plan, *, mixed: bool, instead: str, of_classes: str) -> list[Refusal]:
     """All layers that the format cannot hold; empty when it can hold the plan.
 
     Args:
-        mixed: whether the loader takes matrices that are not quantized alike.
-        instead: what to do where it does not, and the plan has such.
+        mixed: whether the loader takes matrices that are not quantized alike, and layers of
+            classes derived from torch's.
+        instead: what to do where it does not, and the plan has the former.
+        of_classes: the same of the latter.
     """
     settings = settings_of(plan)
     default = common(settings)
     if default is None:
         return nothing_quantized(plan, "GPTQ-format")
     found = [refusal for layer in plan for refusal in _of_layer(layer)]
+    if not mixed:
+        found += _of_classes(plan, of_classes)
     if found or mixed:
         return found
     return list(_of_differences(settings, default, instead))
@@ -80,6 +84,18 @@ def _of_layer(layer: LayerPlan) -> Iterator[Refusal]:
                 f"use rank_multiple {MULTIPLE}"
                 if layer.rank is not None and layer.rank % MULTIPLE
                 else "leave it in floating point",
+            )
+
+
+def _of_classes(plan: Plan, instead: str) -> Iterator[Refusal]:
+    """Dense layers that optimum, which replaces modules for transformers, passes over."""
+    for layer in plan:
+        if layer.subclass is not None and layer.form == "dense" and layer.quantization["weight"]:
+            yield Refusal(
+                layer.name,
+                f"is a {layer.subclass}, and optimum replaces layers of torch's own Linear alone, "
+                "so that transformers would leave it without weights",
+                instead,
             )
 
 

@@ -67,7 +67,7 @@ class OnnxExporter:
         if not isinstance(chosen, OnnxOptions):
             raise TypeError(f"options of the onnx format are OnnxOptions, not {type(chosen)}")
         self.options = chosen
-        self.bounds = _bounds(chosen)
+        self.bounds = _bounds(chosen.dtype, rounds=chosen.accuracy_level == 4)
         self.float_type: FloatType | None = chosen.dtype
 
     def can_express(self, plan: Plan) -> list[Refusal]:
@@ -101,6 +101,12 @@ class OnnxExporter:
         from asvd_q_exporters.onnx.sizes import artefact_bytes
 
         return artefact_bytes(plan, source, self.options)
+
+    def bounds_of(self, plan: Plan) -> ParityBounds:
+        """See `asvd_q.artefact.BoundedExporter`: activations are rounded for codes alone."""
+        specs = (spec for layer in plan for spec in layer.quantization.values())
+        levels = any(spec is not None and OPERATORS[spec.method].has_levels for spec in specs)
+        return _bounds(self.options.dtype, rounds=levels and self.options.accuracy_level == 4)
 
     def write(self, store: Store, folder: Path) -> None:
         """Write `model.onnx`, `config.json` and the tokenizer's files.
@@ -184,17 +190,21 @@ class OnnxExporter:
         return operator.refusal(layer, shape, spec)
 
 
-def _bounds(options: OnnxOptions) -> ParityBounds:
+def _bounds(dtype: FloatType, *, rounds: bool) -> ParityBounds:
     """Measured on the small real model that the tests carry, 229 tokens, and on random ones.
 
     Level 0 or 1 in float32 agrees to 7e-7 (KL 3e-12) whatever the bits, so its bounds leave room
     for deeper models only. In float16 5e-4 (KL 2e-6). Level 4 rounds activations to int8, in
     blocks as wide as the scales': 0.7e-2 at block 32 to 1.3e-2 at one scale per row (KL 2e-4 to
-    8e-4, agreement 0.965 and more), and 3.4e-2 on random weights. NF4 is computed in float32
-    whatever the level.
+    8e-4, agreement 0.965 and more), and 3.4e-2 on random weights. Float matrices are as exact at
+    every level, and so is NF4, which is computed in float32.
+
+    Args:
+        dtype: of activations.
+        rounds: some are rounded to int8, as level 4 does for codes of `MatMulNBits`.
     """
-    if options.accuracy_level == 4:
+    if rounds:
         return ParityBounds(relative_error=5e-2, kl=1e-2, agreement=0.93)
-    if options.dtype == "float16":
+    if dtype == "float16":
         return ParityBounds(relative_error=1e-2, kl=1e-4, agreement=0.98)
     return ParityBounds(relative_error=1e-3, kl=1e-5, agreement=0.999)

@@ -6,7 +6,7 @@ A new operator is a folder, an entry in `OPERATORS`, and one for its reader in `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from asvd_q_exporters.onnx.bnb4.operator import MatMulBnb4
 from asvd_q_exporters.onnx.nbits.operator import MatMulNBits
@@ -24,7 +24,13 @@ __all__ = ["OPERATORS", "Operator"]
 
 
 class Operator(Protocol):
-    """What one operator can hold, and how. The first three load neither torch nor onnx."""
+    """What one operator can hold, and how. The first three load neither torch nor onnx.
+
+    Attributes:
+        has_levels: whether what it computes depends on the accuracy level.
+    """
+
+    has_levels: ClassVar[bool]
 
     def refusal(self, layer: str, shape: tuple[int, int], spec: QuantSpec) -> Refusal | None:
         """Why it cannot hold a matrix (out, in) of that layer; None when it can."""

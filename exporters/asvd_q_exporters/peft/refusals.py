@@ -33,6 +33,7 @@ def refusals(plan: Plan) -> list[Refusal]:
         plan.model_copy(update={"layers": base}),
         mixed=False,
         instead="use one setting for every layer, or export it with onnx",
+        of_classes="export it with compressed-tensors or onnx",
     )
 
 

@@ -55,6 +55,9 @@ def test_what_works_is_not_refused() -> None:
     assert refused(layer(rank=32, A=None), layer(rank=64, A=DOUBLE)) == []
     assert refused(layer((64, 4096), weight=QuantSpec(method="nf4", group_size=4096))) == []
     assert refused(layer(), layer((50257, 100), weight=None)) == []
+    derived = {"subclass": "FalconLinear"}
+    kept = (layer(rank=64), layer(weight=None))
+    assert refused(layer(), *(one.model_copy(update=derived) for one in kept)) == []
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,11 @@ def test_what_works_is_not_refused() -> None:
     [
         (layer(weight=QuantSpec(bits=3, group_size=64)), "3-bit codes that rtn", "gptq or onnx"),
         (layer(rank=64, A=QuantSpec(method="gptq", bits=4)), "4-bit codes that gptq", "nf4"),
+        (
+            layer().model_copy(update={"subclass": "FalconLinear"}),
+            "is a FalconLinear",
+            "decompose it",
+        ),
         (layer((128, 96)), "128 × 96 in blocks of 64", "use group_size 32"),
         (
             layer((128, 768), weight=QuantSpec(method="nf4", group_size=1024)),

@@ -62,6 +62,9 @@ def test_what_works_is_not_refused() -> None:
     assert refused(*(pair(b, None, 7, weight) for b in (None, INT4) for weight in widths)) == []
     assert refused(pair(transposed=True), pair(weight=INT4, transposed=True)) == []
     assert refused(dense(None, transposed=True), dense()) == []
+    derived = {"subclass": "FalconLinear"}
+    kept = (pair(), pair(weight=INT4), dense(None))
+    assert refused(*(one.model_copy(update=derived) for one in kept), dense()) == []
     static = QuantSpec(method="gptq", group_size=32, act_order=True, static_groups=True)
     whole = QuantSpec(method="gptq", group_size=-1, act_order=True)
     assert refused(dense(static), dense(whole)) == []
@@ -71,6 +74,11 @@ def test_what_works_is_not_refused() -> None:
     ("layer", "reason", "instead"),
     [
         (dense(QuantSpec(method="nf4")), "what nf4 makes", "onnx"),
+        (
+            dense().model_copy(update={"subclass": "FalconLinear"}),
+            "is a FalconLinear",
+            "decompose it",
+        ),
         (pair(a=QuantSpec(symmetric=False)), "zero points", "symmetric: true"),
         (
             dense(QuantSpec(method="gptq", act_order=True, group_size=32)),

@@ -31,6 +31,12 @@ from tests.models.test_modeling import FAMILIES
 from tests.support import WREN, Choice, hand_made_store, tiny_llama
 
 INT4 = QuantSpec(bits=4, group_size=32)
+MPT: tuple[str, dict[str, Any]] = (
+    "MptForCausalLM",
+    {"vocab_size": 64, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
+)
+"""Its blocks have a name that optimum does not look for."""
+
 WITHIN = 5e-3
 """Relative logit error of gptqmodel's float32 path, whose products are rounded to float16."""
 
@@ -168,7 +174,7 @@ def test_the_kernel_is_pinned_where_the_default_one_fails(
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [FAMILIES[-1], FAMILIES[-2], FAMILIES[2], FAMILIES[4], FAMILIES[5]]
+    ("name", "options"), [FAMILIES[-1], FAMILIES[-2], FAMILIES[2], FAMILIES[4], FAMILIES[5], MPT]
 )
 def test_other_families(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     """Conv1D weights, biases, fused projections, other names for the blocks."""
@@ -191,6 +197,9 @@ def test_other_families(tmp_path: Path, name: str, options: dict[str, Any]) -> N
     folder = export(exporter, store, tmp_path / "out")
     assert_reads_back(exporter, store, folder)
     assert_runs(exporter, store, folder, WITHIN)
+    assert ("block_name_to_quantize" in config_of(folder)["quantization_config"]) is (
+        name == MPT[0]
+    )
 
 
 MIXED = {

@@ -32,8 +32,16 @@ def dense(
     shape: tuple[int, int] = (64, 96),
     spec: QuantSpec | None = INT4,
     block: int | None = 0,
+    subclass: str | None = None,
 ) -> LayerPlan:
-    return LayerPlan(name=name, kind="x", block=block, shape=shape, quantization={"weight": spec})
+    return LayerPlan(
+        name=name,
+        kind="x",
+        block=block,
+        shape=shape,
+        subclass=subclass,
+        quantization={"weight": spec},
+    )
 
 
 def exporter_for(loader: Loader) -> GptqExporter:
@@ -56,6 +64,12 @@ def test_what_works_is_not_refused() -> None:
     assert refused(dense(spec=INT4), factors(b=INT4.model_copy(update={"method": "gptq"}))) == []
 
 
+def test_factors_and_floats_of_any_class_are_held() -> None:
+    derived = factors("model.layers.0.o_proj").model_copy(update={"subclass": "FalconLinear"})
+    assert refused(derived, dense(spec=None, subclass="FalconLinear")) == []
+    assert refused(dense(subclass="FalconLinear"), loader="gptqmodel") == []
+
+
 @pytest.mark.parametrize(
     ("layer", "reason", "instead"),
     [
@@ -69,6 +83,7 @@ def test_what_works_is_not_refused() -> None:
         (factors(shape=(80, 64)), "matrix A of 80 × 32", "leave it in floating point"),
         (dense(shape=(64, 100)), "multiple of 32", "leave it in floating point"),
         (dense("lm_head", block=None), "blocks alone", "floating point"),
+        (dense(subclass="FalconLinear"), "is a FalconLinear", "loader: gptqmodel"),
     ],
 )
 def test_refusals_name_the_layer_and_a_way_out(layer: LayerPlan, reason: str, instead: str) -> None:

@@ -158,7 +158,8 @@ def test_float16_leaves_scales_and_products_of_nf4_in_float32(nf4_export: Export
         assert made.exporter.stored_bytes(record.as_plan()) == sum(sizes)
     ids = tokens(2, 9)
     found, _ = made.exporter.open(made.folder).forward(ids)
-    assert relative(found, reference_logits(store, ids)) < made.exporter.bounds.relative_error
+    bounds = made.exporter.bounds_of(store.plan)
+    assert relative(found, reference_logits(store, ids)) < bounds.relative_error
 
 
 def test_the_graph_casts_nothing_where_it_is_float32_anyway(nf4_export: Export) -> None:

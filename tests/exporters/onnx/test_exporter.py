@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import cast
+from typing import Literal, cast
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from asvd_q_exporters.onnx.operators import OPERATORS, Operator
 from tests.exporters.onnx.conftest import Export
 
 
-def plan(spec: QuantSpec, shape: tuple[int, int] = (64, 96)) -> Plan:
+def plan(spec: QuantSpec | None, shape: tuple[int, int] = (64, 96)) -> Plan:
     layer = LayerPlan(
         name="layers.0.q", kind="q", block=0, shape=shape, quantization={"weight": spec}
     )
@@ -76,6 +76,24 @@ def test_groups_in_act_order_are_refused_before_anything_is_computed() -> None:
     static = QuantSpec(method="gptq", group_size=32, act_order=True, static_groups=True)
     assert OnnxExporter().can_express(plan(static)) == []
     assert OnnxExporter().can_express(plan(spec.model_copy(update={"group_size": -1}))) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_only_codes_whose_products_are_rounded_have_wide_bounds(
+    dtype: Literal["float32", "float16"],
+) -> None:
+    at = {
+        level: OnnxExporter(OnnxOptions(dtype=dtype, accuracy_level=level)) for level in (0, 1, 4)
+    }
+    wide, narrow = at[4].bounds, at[0].bounds
+    assert narrow.relative_error < wide.relative_error
+    codes, nf4, floats = plan(QuantSpec(bits=4)), plan(QuantSpec(method="nf4")), plan(None)
+    assert at[4].bounds_of(codes) == wide
+    both = codes.model_copy(update={"layers": (*floats.layers, *codes.layers)})
+    assert at[4].bounds_of(both) == wide
+    for exporter in at.values():
+        assert exporter.bounds_of(nf4) == exporter.bounds_of(floats) == narrow
+    assert at[0].bounds_of(codes) == at[1].bounds_of(codes) == narrow
 
 
 def test_a_plan_of_everything_it_holds_is_accepted(mixed_store: Store) -> None:

@@ -98,7 +98,7 @@ def test_a_real_model_stays_within_the_bounds(
     expected = reference_logits(store, ids).double()
     found = next(iter(made.exporter.open(made.folder).score([ids]))).double()
     log_p, log_q = expected.log_softmax(-1), found.log_softmax(-1)
-    bounds = made.exporter.bounds
+    bounds = made.exporter.bounds_of(store.plan)
     assert relative(found, expected) <= bounds.relative_error
     assert (log_p.exp() * (log_p - log_q)).sum(-1).mean() <= bounds.kl
     assert (log_p.argmax(-1) == log_q.argmax(-1)).double().mean() >= bounds.agreement

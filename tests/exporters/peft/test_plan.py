@@ -49,6 +49,11 @@ def test_what_works_is_not_refused() -> None:
         (corrected(b=INT4), "its B is 4-bit codes of rtn", "floating point"),
         (corrected(a=QuantSpec(bits=8)), "its A is 8-bit codes of rtn", "onnx"),
         (corrected(QuantSpec(method="nf4", bits=4)), "what nf4 makes", "onnx"),
+        (
+            corrected().model_copy(update={"subclass": "FalconLinear"}),
+            "is a FalconLinear",
+            "compressed-tensors or onnx",
+        ),
         (corrected(QuantSpec(bits=5, group_size=32)), "not 5", "bits 4"),
         (
             layer(LAYER, "factors", {"B": INT4, "A": INT4}, 32),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from asvd_q.artefact import Refusal
 from asvd_q_exporters.onnx.bnb4.layout import BLOCK_SIZES, bnb4_layout
@@ -25,6 +25,8 @@ class MatMulBnb4:
     in the type of its activations, and float16 would round them: it runs in float32 in every
     graph, between casts where the graph's own type is another.
     """
+
+    has_levels: ClassVar[bool] = False
 
     def refusal(self, layer: str, shape: tuple[int, int], spec: QuantSpec) -> Refusal | None:
         """Wide blocks, and matrices beyond its counter, which it takes for zeros."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from asvd_q.artefact import Refusal
 from asvd_q.plan import FLOAT_BYTES
@@ -21,6 +21,8 @@ __all__ = ["MatMulNBits"]
 
 class MatMulNBits:
     """An `asvd_q_exporters.onnx.operators.Operator`."""
+
+    has_levels: ClassVar[bool] = True
 
     def refusal(self, layer: str, shape: tuple[int, int], spec: QuantSpec) -> Refusal | None:
         """Groups in act order, and sizes that no block has."""
