@@ -11,7 +11,7 @@ import yaml
 from tests.families.models import WINDOW
 from tests.support import WREN
 
-__all__ = ["COLUMNS", "Column", "export_section", "write_recipe"]
+__all__ = ["COLUMNS", "FACTORS_ALONE", "Column", "export_section", "write_recipe"]
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,16 @@ COLUMNS: dict[str, Column] = {
         {"decompose": {"kept_ratio": 0.8}, "quantize": {"method": "nf4", "group_size": 32}},
         ("transformers", "bitsandbytes", "onnx"),
     ),
-    "rtn": Column({"quantize": _RTN}, ("gptq",)),
+    "rtn": Column({"quantize": _RTN}, ("gptq", "compressed-tensors")),
+    "nf4": Column({"quantize": {"method": "nf4", "group_size": 32}}, ("bitsandbytes",)),
     "correct": Column(
         {"quantize": _RTN | _FLOAT_FACTORS, "correct": {"rank": 32}}, ("peft", "onnx")
     ),
 }
 """A format of another exporter is one more word in `formats`."""
+
+FACTORS_ALONE = {("gpt2", "compressed-tensors")}
+"""Family and format that takes none of its dense layers in codes."""
 
 
 def write_recipe(folder: Path, model: Path, column: Column, **sections: Any) -> Path:

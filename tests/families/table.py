@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.families.columns import COLUMNS
+from tests.families.columns import COLUMNS, FACTORS_ALONE
 from tests.families.models import MODELS, NAMES
 from tests.families.test_others import NO_GRAPH, ONLY_FACTORS, WORKING
 
@@ -12,9 +12,6 @@ _METHODS = {"decompose": "asvd", "RTN, GPTQ": "rtn", "NF4": "asvd-nf4"}
 """Heading → the recipe that shows it."""
 
 _FORMATS = ("onnx", "gptq", "compressed-tensors", "bitsandbytes", "peft", "transformers")
-
-_ONLY_FACTORS = {("gpt2", "compressed-tensors")}
-"""Family and format that holds none of its dense layers in codes."""
 
 
 def table() -> list[str]:
@@ -34,7 +31,7 @@ def table() -> list[str]:
 
 
 def _held(family: str, format: str) -> str:
-    return "factors" if (family, format) in _ONLY_FACTORS else "yes"
+    return "factors" if (family, format) in FACTORS_ALONE else "yes"
 
 
 def _row(cells: list[str]) -> str:
