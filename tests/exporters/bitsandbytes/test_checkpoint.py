@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from asvd_q.plan import QuantSpec, Slot
 from asvd_q.store import Store
 from asvd_q_exporters.bitsandbytes import BitsAndBytesExporter, BitsAndBytesOptions
 from asvd_q_exporters.bitsandbytes import exporter as exporter_module
+from tests.exporters.apart import assert_opens_silently, run_apart
 from tests.exporters.checkpoints import (
     TOKENS,
     assert_reads_back,
@@ -290,20 +288,8 @@ def test_a_missing_runtime_says_what_to_install(
 
 
 STOCK = """
-import importlib.abc, json, sys
-
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("asvd_q", "asvd_q_exporters"):
-            raise ImportError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Blocker())
-import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-jobs, out = json.loads(sys.argv[1]), sys.argv[2]
-tokens = torch.tensor(json.loads(sys.argv[3]))
-found = {}
 for name, (folder, trust) in jobs.items():
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust)
     with torch.inference_mode():
@@ -313,8 +299,6 @@ for name, (folder, trust) in jobs.items():
         again = model.lm_head(headless(input_ids=tokens).last_hidden_state)
     kinds = {type(m).__name__ for m in model.modules()}
     found[name] = (logits.float(), again.float(), kinds, type(model).__name__)
-assert not any(name.split(".")[0] in ("asvd_q", "asvd_q_exporters") for name in sys.modules)
-torch.save(found, out)
 """
 
 
@@ -333,22 +317,7 @@ def test_transformers_without_this_package(tmp_path: Path) -> None:
         (folder / "asvd_q.json").unlink()
         jobs[name] = (str(folder), trust)
         expected[name] = reference_logits(store)
-    environment = os.environ | {
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": "",
-    }
-    command = [sys.executable, "-c", STOCK, json.dumps(jobs), str(tmp_path / "logits.pt")]
-    done = subprocess.run(
-        [*command, json.dumps(TOKENS.tolist())],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = torch.load(tmp_path / "logits.pt")
+    found = run_apart(STOCK, jobs, TOKENS, tmp_path)
     for name, (_, trust, _) in cases.items():
         logits, again, kinds, kind = found[name]
         assert relative_error(expected[name], logits) < 5e-2, name
@@ -360,13 +329,4 @@ def test_transformers_without_this_package(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_opening_is_silent(tmp_path: Path) -> None:
     folder = export(BitsAndBytesExporter(), make(tmp_path, some(NF4)), tmp_path / "out")
-    code = (
-        "import sys; from pathlib import Path;"
-        "from asvd_q_exporters.bitsandbytes import BitsAndBytesExporter;"
-        "import torch; runner = BitsAndBytesExporter().open(Path(sys.argv[1]));"
-        "runner.forward(torch.tensor([[1, 2, 3]]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
-    )
-    assert (done.stdout, done.stderr) == ("", "")
+    assert_opens_silently("bitsandbytes", folder)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from asvd_q_exporters.compressed_tensors import (
 )
 from asvd_q_exporters.compressed_tensors import exporter as exporter_module
 from tests.exporters import corrections
+from tests.exporters.apart import assert_opens_silently, run_apart
 from tests.exporters.checkpoints import (
     TOKENS,
     Choice,
@@ -258,19 +256,8 @@ def test_a_missing_runtime_says_what_to_install(
 
 
 STOCK = """
-import importlib.abc, json, sys
-
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("asvd_q", "asvd_q_exporters"):
-            raise ImportError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Blocker())
-import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-jobs, tokens = json.loads(sys.argv[1]), torch.tensor(json.loads(sys.argv[3]))
-found = {}
 for name, (folder, trust) in jobs.items():
     options = {"trust_remote_code": trust, "dtype": torch.float32}
     model = AutoModelForCausalLM.from_pretrained(folder, **options)
@@ -279,7 +266,6 @@ for name, (folder, trust) in jobs.items():
         logits = model(tokens).logits
         headless = AutoModel.from_pretrained(folder, **options)(tokens).last_hidden_state
         found[name] = (logits, model.lm_head(headless), packed, type(model).__name__)
-torch.save(found, sys.argv[2])
 """
 
 
@@ -295,16 +281,7 @@ def test_loaders_without_this_package(tmp_path: Path) -> None:
         folder = export(CompressedTensorsExporter(), store, tmp_path / name)
         (folder / "asvd_q.json").unlink()
         jobs[name] = (str(folder), name != "ordinary")
-    command = [sys.executable, "-c", STOCK, json.dumps(jobs), str(tmp_path / "logits.pt")]
-    done = subprocess.run(
-        [*command, json.dumps(TOKENS.tolist())],
-        env=os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = torch.load(tmp_path / "logits.pt")
+    found = run_apart(STOCK, jobs, TOKENS, tmp_path)
     for name, store in stores.items():
         logits, headless, packed, kind = found[name]
         assert relative_error(reference_logits(store), logits) < EXACT
@@ -319,13 +296,4 @@ def test_loaders_without_this_package(tmp_path: Path) -> None:
 def test_opening_is_silent(tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", llama(tmp_path), mixture())
     folder = export(CompressedTensorsExporter(), store, tmp_path / "out")
-    code = (
-        "import sys; from pathlib import Path;"
-        "from asvd_q_exporters.compressed_tensors import CompressedTensorsExporter;"
-        "import torch; runner = CompressedTensorsExporter().open(Path(sys.argv[1]));"
-        "runner.forward(torch.tensor([[1, 2, 3]]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
-    )
-    assert (done.stdout, done.stderr) == ("", "")
+    assert_opens_silently("compressed-tensors", folder)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from asvd_q.store import Store
 from asvd_q_exporters._runner import loading
 from asvd_q_exporters.gptq import GptqExporter, GptqOptions
 from asvd_q_exporters.gptq import exporter as exporter_module
+from tests.exporters.apart import assert_opens_silently
 from tests.exporters.checkpoints import (
     assert_reads_back,
     assert_runs,
@@ -350,16 +349,4 @@ def test_opening_is_silent(tmp_path: Path, loader: str) -> None:
     for file in WREN.glob("tokenizer*.json"):
         shutil.copy(file, tmp_path / "model")
     folder = export(GptqExporter(), store, tmp_path / "out")
-    code = (
-        "import sys; from pathlib import Path; import torch;"
-        "from asvd_q_exporters.gptq import GptqExporter, GptqOptions;"
-        "runner = GptqExporter(GptqOptions(loader=sys.argv[2])).open(Path(sys.argv[1]));"
-        "runner.forward(torch.tensor([[1, 2, 3]]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), loader],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert (done.stdout, done.stderr) == ("", "")
+    assert_opens_silently("gptq", folder, f"loader={loader}")

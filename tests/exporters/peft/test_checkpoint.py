@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +23,7 @@ from asvd_q.store import Store, StoredLayer
 from asvd_q_exporters.gptq import GptqExporter
 from asvd_q_exporters.peft import PeftExporter, PeftOptions
 from asvd_q_exporters.peft import exporter as exporter_module
+from tests.exporters.apart import assert_opens_silently, run_apart
 from tests.exporters.checkpoints import (
     TOKENS,
     assert_reads_back,
@@ -254,20 +252,9 @@ def test_a_missing_runtime_says_what_to_install(
 
 
 STOCK = """
-import importlib.abc, json, os, sys
-
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("asvd_q", "asvd_q_exporters"):
-            raise ImportError(f"{name} is blocked")
-
-sys.meta_path.insert(0, Blocker())
-import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM
 
-jobs, out = json.loads(sys.argv[1]), sys.argv[2]
-found = {}
 for name, (folder, dtype) in jobs.items():
     if name == "auto":
         os.chdir(os.path.join(folder, "adapter"))
@@ -276,15 +263,13 @@ for name, (folder, dtype) in jobs.items():
         base = AutoModelForCausalLM.from_pretrained(os.path.join(folder, "base"), dtype=dtype)
         model = PeftModel.from_pretrained(base, os.path.join(folder, "adapter"))
     with torch.inference_mode():
-        logits = model(input_ids=torch.tensor(json.loads(sys.argv[3]))).logits
+        logits = model(input_ids=tokens).logits
     adapted = {
         path: (module.r["default"], module.scaling["default"])
         for path, module in model.get_base_model().named_modules()
         if hasattr(module, "lora_A")
     }
     found[name] = (logits.float(), adapted)
-assert not any(name.split(".")[0] in ("asvd_q", "asvd_q_exporters") for name in sys.modules)
-torch.save(found, out)
 """
 
 
@@ -314,24 +299,7 @@ def test_loaders_without_this_package(tmp_path: Path) -> None:
         jobs[name] = (str(folder), dtype)
         expected[name] = reference_logits(store)
         ranks[name] = store.finished_plan.correction_ranks
-    environment = os.environ | {
-        "GPTQMODEL_CPU_WORKERS": "2",
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": "",
-        "TORCHDYNAMO_DISABLE": "1",  # compiling gptqmodel's kernels would take minutes
-    }
-    command = [sys.executable, "-c", STOCK, json.dumps(jobs), str(tmp_path / "logits.pt")]
-    done = subprocess.run(
-        [*command, json.dumps(TOKENS.tolist())],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = torch.load(tmp_path / "logits.pt")
+    found = run_apart(STOCK, jobs, TOKENS, tmp_path)
     for name, (_, _, _, bound) in cases.items():
         logits, adapted = found[name]
         assert adapted == {layer: (rank, 1.0) for layer, rank in ranks[name].items()}
@@ -342,12 +310,4 @@ def test_loaders_without_this_package(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_opening_is_silent(store: Store, tmp_path: Path) -> None:
     folder = export(PeftExporter(), store, tmp_path / "out")
-    code = (
-        "import sys; from pathlib import Path; from asvd_q_exporters.peft import PeftExporter;"
-        "import torch; runner = PeftExporter().open(Path(sys.argv[1]));"
-        "runner.forward(torch.tensor([[1, 2, 3]]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
-    )
-    assert (done.stdout, done.stderr) == ("", "")
+    assert_opens_silently("peft", folder)
