@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from asvd_q.artefact import (
     METADATA_FILE,
     AdvisingExporter,
+    ExaminingExporter,
     Exporter,
     Refusal,
     build_exporter,
@@ -26,6 +27,7 @@ from asvd_q.sizes import footprint, measured_footprint, metadata_text, predict_f
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from asvd_q.models import SourceModel
     from asvd_q.plan import Plan
     from asvd_q.report.run import ArtefactRecord
     from asvd_q.store import Store
@@ -35,7 +37,9 @@ __all__ = [
     "advice",
     "export_store",
     "make_exporter",
+    "refusal_of_model",
     "require_expressible",
+    "require_model",
     "write_rest",
 ]
 
@@ -68,6 +72,18 @@ def require_expressible(exporter: Exporter, plan: Plan) -> None:
     if found:
         more = f" (and {len(found) - 1} more layers)" if len(found) > 1 else ""
         raise ExportError(f"the {exporter.name} exporter cannot hold {found[0]}{more}")
+
+
+def refusal_of_model(exporter: Exporter, source: SourceModel) -> Refusal | None:
+    """What the exporter says against a model, whatever its plan; None where it says nothing."""
+    return exporter.refusal_of(source) if isinstance(exporter, ExaminingExporter) else None
+
+
+def require_model(exporter: Exporter, source: SourceModel) -> None:
+    """Raises ExportError when the format cannot hold the model, whatever its plan."""
+    refusal = refusal_of_model(exporter, source)
+    if refusal is not None:
+        raise ExportError(f"the {exporter.name} exporter cannot hold {refusal}")
 
 
 def advice(exporter: Exporter, plan: Plan) -> list[str]:

@@ -23,7 +23,14 @@ from asvd_q.exporting import ARTEFACTS, advice, export_store, make_exporter
 from asvd_q.files import make_folder, require_disk
 from asvd_q.opening import STORE, open_run_store
 from asvd_q.plan import FloatType, LayerPlan
-from asvd_q.preparation import Prepared, Tokens, prepare, read_tokens, require_exports
+from asvd_q.preparation import (
+    Prepared,
+    Tokens,
+    prepare,
+    read_tokens,
+    require_exports,
+    require_models,
+)
 from asvd_q.progress import Progress, silent
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.recipe import ExportSection, Recipe
@@ -57,6 +64,7 @@ def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord
     folder, meter = Path(recipe.output), StageMeter()
     with meter.stage("prepare"):
         prepared = prepare(recipe)
+        require_models(prepared)
         if not recipe.searches:
             require_exports(prepared)
         _require_claimable(folder)
@@ -103,6 +111,7 @@ def search(recipe: Recipe, progress: Progress) -> SearchResult | BudgetResult:
             "the recipe has no `search` or `budget` section: there is nothing to search for"
         )
     prepared, folder = prepare(recipe), Path(recipe.output)
+    require_models(prepared)
     tokens = read_tokens(prepared, folder, progress)
     make_folder(folder)
     result = solve(prepared, _calibration(tokens), folder, progress).result

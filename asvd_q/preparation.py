@@ -16,7 +16,7 @@ from asvd_q.budget.solving import format_count
 from asvd_q.errors import RecipeError, ResourceError
 from asvd_q.evaluation.quality import TokenWindows
 from asvd_q.evaluation.texts import evaluation_texts
-from asvd_q.exporting import make_exporter, require_expressible
+from asvd_q.exporting import make_exporter, require_expressible, require_model
 from asvd_q.models import SourceModel
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.skeleton import Skeleton, build_skeleton
@@ -31,7 +31,15 @@ from asvd_q.statistics.corpora import Corpus, load_corpus
 from asvd_q.statistics.generated import GeneratedText
 from asvd_q.statistics.windows import calibration_windows
 
-__all__ = ["Prepared", "Tokens", "make_exports", "prepare", "read_tokens", "require_exports"]
+__all__ = [
+    "Prepared",
+    "Tokens",
+    "make_exports",
+    "prepare",
+    "read_tokens",
+    "require_exports",
+    "require_models",
+]
 
 _GENERATED = "calibration"
 """Folder of generated text inside a run folder."""
@@ -265,6 +273,12 @@ def _calibration_record(text: Corpus | GeneratedText, windows: Tensor) -> Corpus
         else hashlib.sha256(windows.numpy().tobytes()).hexdigest()
     )
     return CorpusRecord(corpus=text.name, split=text.split, use="calibration", sha256=digest)
+
+
+def require_models(prepared: Prepared) -> None:
+    """Raises ExportError when one of the recipe's exports cannot hold the model at all."""
+    for _, exporter in prepared.exports:
+        require_model(exporter, prepared.source)
 
 
 def require_exports(prepared: Prepared) -> None:
