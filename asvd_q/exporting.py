@@ -21,7 +21,7 @@ from asvd_q.artefact import (
 )
 from asvd_q.errors import ExportError, RecipeError
 from asvd_q.files import atomic_folder, atomic_path, make_folder, write_text
-from asvd_q.recipe import explain_validation_error
+from asvd_q.recipe import ExportSection, Recipe, explain_validation_error
 from asvd_q.sizes import footprint, measured_footprint, metadata_text, predict_files
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ __all__ = [
     "advice",
     "export_store",
     "make_exporter",
+    "make_exports",
     "refusal_of_model",
     "require_expressible",
     "require_model",
@@ -64,6 +65,25 @@ def make_exporter(format: str, options: Mapping[str, object], *, where: str, fil
     except ValidationError as error:
         model = exporter_class(format).options_model
         raise RecipeError(explain_validation_error(error, where, file, model)) from None
+
+
+def make_exports(recipe: Recipe, file: str) -> tuple[tuple[ExportSection, Exporter], ...]:
+    """The recipe's exports with their exporters.
+
+    Args:
+        file: what the recipe is called, for messages.
+
+    Raises:
+        ExportError: no such format.
+        RecipeError: an option that the format does not have, or a value it does not take.
+    """
+    return tuple(
+        (
+            section,
+            make_exporter(section.format, section.options, where=f"export.{index}", file=file),
+        )
+        for index, section in enumerate(recipe.export)
+    )
 
 
 def require_expressible(exporter: Exporter, plan: Plan) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from asvd_q.artefact import Exporter
 from asvd_q.budget.choice import Choice
+from asvd_q.budget.format import format_count
 from asvd_q.budget.front import Uniform, front, reach, uniform_models
-from asvd_q.budget.solving import BudgetResult, budget_offering, format_count
+from asvd_q.budget.solving import BudgetResult, budget_offering
 from asvd_q.compressing import RECIPE_FILE, SCRATCH, make_store
 from asvd_q.errors import RankError, RecipeError, ResourceError
 from asvd_q.evaluation.quality import Quality, TokenWindows, compare_quality, evaluate_quality
