@@ -34,6 +34,7 @@ __all__ = [
     "ArtefactBytes",
     "BasicExporter",
     "BoundedExporter",
+    "ExaminingExporter",
     "Exporter",
     "ParityBounds",
     "Refusal",
@@ -204,6 +205,18 @@ class BoundedExporter(Protocol):
 
         Args:
             plan: one that the format can hold.
+        """
+        ...
+
+
+@runtime_checkable
+class ExaminingExporter(Protocol):
+    """What an exporter has besides, that cannot hold every architecture."""
+
+    def refusal_of(self, source: SourceModel) -> Refusal | None:
+        """Why the format cannot hold a model, whatever its plan; None where nothing is known.
+
+        Asked before hours of work, so it reads no weights and takes seconds at most.
         """
         ...
 

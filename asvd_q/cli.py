@@ -114,8 +114,8 @@ def run(
 def validate(recipe: RecipeArgument, overrides: SetOption = None) -> None:
     """Check a recipe against the schema, and its formats and their options against exporters."""
     loaded = _load(recipe, overrides)
-    from asvd_q.budget.solving import format_count
-    from asvd_q.preparation import make_exports
+    from asvd_q.budget.format import format_count
+    from asvd_q.exporting import make_exports
 
     exports = make_exports(loaded, str(recipe))
     if loaded.budget is not None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from asvd_q.artefact import (
     METADATA_FILE,
     AdvisingExporter,
+    ExaminingExporter,
     Exporter,
     Refusal,
     build_exporter,
@@ -20,12 +21,13 @@ from asvd_q.artefact import (
 )
 from asvd_q.errors import ExportError, RecipeError
 from asvd_q.files import atomic_folder, atomic_path, make_folder, write_text
-from asvd_q.recipe import explain_validation_error
+from asvd_q.recipe import ExportSection, Recipe, explain_validation_error
 from asvd_q.sizes import footprint, measured_footprint, metadata_text, predict_files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from asvd_q.models import SourceModel
     from asvd_q.plan import Plan
     from asvd_q.report.run import ArtefactRecord
     from asvd_q.store import Store
@@ -35,7 +37,10 @@ __all__ = [
     "advice",
     "export_store",
     "make_exporter",
+    "make_exports",
+    "refusal_of_model",
     "require_expressible",
+    "require_model",
     "write_rest",
 ]
 
@@ -62,12 +67,43 @@ def make_exporter(format: str, options: Mapping[str, object], *, where: str, fil
         raise RecipeError(explain_validation_error(error, where, file, model)) from None
 
 
+def make_exports(recipe: Recipe, file: str) -> tuple[tuple[ExportSection, Exporter], ...]:
+    """The recipe's exports with their exporters.
+
+    Args:
+        file: what the recipe is called, for messages.
+
+    Raises:
+        ExportError: no such format.
+        RecipeError: an option that the format does not have, or a value it does not take.
+    """
+    return tuple(
+        (
+            section,
+            make_exporter(section.format, section.options, where=f"export.{index}", file=file),
+        )
+        for index, section in enumerate(recipe.export)
+    )
+
+
 def require_expressible(exporter: Exporter, plan: Plan) -> None:
     """Raises ExportError when the format cannot hold the plan, naming the first layer."""
     found: list[Refusal] = exporter.can_express(plan)
     if found:
         more = f" (and {len(found) - 1} more layers)" if len(found) > 1 else ""
         raise ExportError(f"the {exporter.name} exporter cannot hold {found[0]}{more}")
+
+
+def refusal_of_model(exporter: Exporter, source: SourceModel) -> Refusal | None:
+    """What the exporter says against a model, whatever its plan; None where it says nothing."""
+    return exporter.refusal_of(source) if isinstance(exporter, ExaminingExporter) else None
+
+
+def require_model(exporter: Exporter, source: SourceModel) -> None:
+    """Raises ExportError when the format cannot hold the model, whatever its plan."""
+    refusal = refusal_of_model(exporter, source)
+    if refusal is not None:
+        raise ExportError(f"the {exporter.name} exporter cannot hold {refusal}")
 
 
 def advice(exporter: Exporter, plan: Plan) -> list[str]:

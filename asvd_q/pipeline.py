@@ -12,8 +12,9 @@ from torch import Tensor
 
 from asvd_q.artefact import Exporter
 from asvd_q.budget.choice import Choice
+from asvd_q.budget.format import format_count
 from asvd_q.budget.front import Uniform, front, reach, uniform_models
-from asvd_q.budget.solving import BudgetResult, budget_offering, format_count
+from asvd_q.budget.solving import BudgetResult, budget_offering
 from asvd_q.compressing import RECIPE_FILE, SCRATCH, make_store
 from asvd_q.errors import RankError, RecipeError, ResourceError
 from asvd_q.evaluation.quality import Quality, TokenWindows, compare_quality, evaluate_quality
@@ -23,7 +24,14 @@ from asvd_q.exporting import ARTEFACTS, advice, export_store, make_exporter
 from asvd_q.files import make_folder, require_disk
 from asvd_q.opening import STORE, open_run_store
 from asvd_q.plan import FloatType, LayerPlan
-from asvd_q.preparation import Prepared, Tokens, prepare, read_tokens, require_exports
+from asvd_q.preparation import (
+    Prepared,
+    Tokens,
+    prepare,
+    read_tokens,
+    require_exports,
+    require_models,
+)
 from asvd_q.progress import Progress, silent
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.recipe import ExportSection, Recipe
@@ -57,6 +65,7 @@ def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord
     folder, meter = Path(recipe.output), StageMeter()
     with meter.stage("prepare"):
         prepared = prepare(recipe)
+        require_models(prepared)
         if not recipe.searches:
             require_exports(prepared)
         _require_claimable(folder)
@@ -103,6 +112,7 @@ def search(recipe: Recipe, progress: Progress) -> SearchResult | BudgetResult:
             "the recipe has no `search` or `budget` section: there is nothing to search for"
         )
     prepared, folder = prepare(recipe), Path(recipe.output)
+    require_models(prepared)
     tokens = read_tokens(prepared, folder, progress)
     make_folder(folder)
     result = solve(prepared, _calibration(tokens), folder, progress).result

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from asvd_q.artefact import Exporter
-from asvd_q.budget.solving import format_count
+from asvd_q.budget.format import format_count
 from asvd_q.errors import RecipeError, ResourceError
 from asvd_q.evaluation.quality import TokenWindows
 from asvd_q.evaluation.texts import evaluation_texts
-from asvd_q.exporting import make_exporter, require_expressible
+from asvd_q.exporting import make_exports, require_expressible, require_model
 from asvd_q.models import SourceModel
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.skeleton import Skeleton, build_skeleton
@@ -31,7 +31,14 @@ from asvd_q.statistics.corpora import Corpus, load_corpus
 from asvd_q.statistics.generated import GeneratedText
 from asvd_q.statistics.windows import calibration_windows
 
-__all__ = ["Prepared", "Tokens", "make_exports", "prepare", "read_tokens", "require_exports"]
+__all__ = [
+    "Prepared",
+    "Tokens",
+    "prepare",
+    "read_tokens",
+    "require_exports",
+    "require_models",
+]
 
 _GENERATED = "calibration"
 """Folder of generated text inside a run folder."""
@@ -123,25 +130,6 @@ def prepare(recipe: Recipe) -> Prepared:
         exports=exports,
         device=_device(recipe),
         kept_ranks=kept,
-    )
-
-
-def make_exports(recipe: Recipe, file: str) -> tuple[tuple[ExportSection, Exporter], ...]:
-    """The recipe's exports with their exporters.
-
-    Args:
-        file: what the recipe is called, for messages.
-
-    Raises:
-        ExportError: no such format.
-        RecipeError: an option that the format does not have, or a value it does not take.
-    """
-    return tuple(
-        (
-            section,
-            make_exporter(section.format, section.options, where=f"export.{index}", file=file),
-        )
-        for index, section in enumerate(recipe.export)
     )
 
 
@@ -265,6 +253,12 @@ def _calibration_record(text: Corpus | GeneratedText, windows: Tensor) -> Corpus
         else hashlib.sha256(windows.numpy().tobytes()).hexdigest()
     )
     return CorpusRecord(corpus=text.name, split=text.split, use="calibration", sha256=digest)
+
+
+def require_models(prepared: Prepared) -> None:
+    """Raises ExportError when one of the recipe's exports cannot hold the model at all."""
+    for _, exporter in prepared.exports:
+        require_model(exporter, prepared.source)
 
 
 def require_exports(prepared: Prepared) -> None:

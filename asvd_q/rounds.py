@@ -26,8 +26,9 @@ from torch import Tensor
 
 from asvd_q.budget.choice import Choice, is_within
 from asvd_q.budget.explicit import with_plan
+from asvd_q.budget.format import format_count
 from asvd_q.budget.measured import next_limit
-from asvd_q.budget.solving import BudgetResult, format_count, solve_budget
+from asvd_q.budget.solving import BudgetResult, solve_budget
 from asvd_q.budget.timing import kernel_times
 from asvd_q.compressing import make_store, store_key
 from asvd_q.compression import check_weights

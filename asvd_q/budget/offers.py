@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from asvd_q.budget.counting import Count
+from asvd_q.budget.settings import settings_on_offer
 from asvd_q.models.refs import WeightRef
 from asvd_q.plan import LayerPlan, QuantSpec, Slot, factor_parameters
 from asvd_q.recipe import Recipe
 from asvd_q.search.planning import plan_layer
 
-__all__ = ["Offer", "layer_offers", "ranks_to_try", "settings_on_offer", "uniform_offers"]
+__all__ = ["Offer", "layer_offers", "ranks_to_try", "uniform_offers"]
 
 
 _COARSE = 4
@@ -44,7 +45,7 @@ def layer_offers(weight: WeightRef, recipe: Recipe, count: Count) -> list[Offer]
     assert recipe.budget is not None
     section = recipe.decompose
     floats = plan_layer(weight, {"weight": None}, None, count.float_type)
-    offered = [_Specs(recipe, weight.name, "weight").all()]
+    offered = [settings_on_offer(recipe, weight.name, "weight")]
     found = list(_dense(weight, offered[0], count))
     if section is not None and section.selects(weight.name):
         for rank in ranks_to_try(weight.shape, section.rank_multiple, recipe.budget.ranks):
@@ -78,12 +79,6 @@ def ranks_to_try(shape: tuple[int, int], multiple: int, most: int) -> list[int]:
     return sorted({every[round((number + 1) * len(every) / most) - 1] for number in range(most)})
 
 
-def settings_on_offer(recipe: Recipe, layer: str) -> list[QuantSpec]:
-    """How the matrices of a layer may be quantized, whatever its form."""
-    slots: tuple[Slot, ...] = ("weight", "B", "A")
-    return [spec for slot in slots for spec in _Specs(recipe, layer, slot).all()]
-
-
 def uniform_offers(weight: WeightRef, recipe: Recipe, count: Count) -> list[Offer]:
     """What plain quantization of the whole model would make of a layer: a yardstick.
 
@@ -100,31 +95,6 @@ def uniform_offers(weight: WeightRef, recipe: Recipe, count: Count) -> list[Offe
     return list(_dense(weight, [*specs, QuantSpec(method="nf4", bits=4, group_size=64)], count))
 
 
-@dataclass(frozen=True)
-class _Specs:
-    """The settings of one matrix with every width and group size on offer."""
-
-    recipe: Recipe
-    layer: str
-    slot: Slot
-
-    def all(self) -> list[QuantSpec]:
-        budget, quantize = self.recipe.budget, self.recipe.quantize
-        assert budget is not None
-        assert quantize is not None
-        base = quantize.spec_for(self.layer, self.slot)
-        if base is None:
-            return []
-        if base.method == "nf4":  # its width is fixed, and its blocks are its own
-            return [base]
-        settings = base.model_dump()
-        return [
-            QuantSpec(**settings | {"bits": bits, "group_size": group})
-            for group in budget.group_sizes
-            for bits in budget.bits
-        ]
-
-
 def _dense(weight: WeightRef, specs: Sequence[QuantSpec], count: Count) -> Iterator[Offer]:
     for spec in specs:
         yield from _offer(weight, {"weight": spec}, None, count)
@@ -132,9 +102,9 @@ def _dense(weight: WeightRef, specs: Sequence[QuantSpec], count: Count) -> Itera
 
 def _pairs(weight: WeightRef, rank: int, recipe: Recipe, count: Count) -> Iterator[Offer]:
     """Factors of one rank; groups of one size in both."""
-    rights = _Specs(recipe, weight.name, "B").all()
+    rights = settings_on_offer(recipe, weight.name, "B")
     for right in rights:
-        for left in _Specs(recipe, weight.name, "A").all():
+        for left in settings_on_offer(recipe, weight.name, "A"):
             if left.method != right.method or left.group_size == right.group_size:
                 yield from _offer(weight, {"B": right, "A": left}, rank, count)
 
@@ -143,12 +113,12 @@ def _corrections(weight: WeightRef, rank: int, recipe: Recipe, count: Count) -> 
     """Coarse codes, and A and B of one width beside them: floats, or codes of 4 bits and more."""
     pairs = [
         (right, left)
-        for right in [None, *_Specs(recipe, weight.name, "B").all()]
-        for left in [None, *_Specs(recipe, weight.name, "A").all()]
+        for right in [None, *settings_on_offer(recipe, weight.name, "B")]
+        for left in [None, *settings_on_offer(recipe, weight.name, "A")]
         if (right is None) == (left is None)
         if right is None or left is None or (right.bits == left.bits and right.bits in _FINE)
     ]
-    for spec in _Specs(recipe, weight.name, "weight").all():
+    for spec in settings_on_offer(recipe, weight.name, "weight"):
         if spec.bits > _COARSE:
             continue
         for right, left in pairs:

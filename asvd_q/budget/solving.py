@@ -9,25 +9,22 @@ from pathlib import Path
 
 from torch import Tensor
 
-from asvd_q.artefact import Exporter
 from asvd_q.budget.choice import Choice, Offering, choose, make_target
 from asvd_q.budget.contest import stored
-from asvd_q.budget.counting import STORE, Count
+from asvd_q.budget.counting import Count
 from asvd_q.budget.hybrid import checked
-from asvd_q.budget.offers import settings_on_offer
 from asvd_q.budget.sweep import LayerTried, TrialCache, sweep
-from asvd_q.budget.timing import KernelTimes, kernel_times, require_timed
+from asvd_q.budget.timing import KernelTimes, kernel_times
 from asvd_q.errors import RankError, RecipeError
-from asvd_q.exporting import make_exporter
 from asvd_q.models.blockwise import BlockwiseModel
-from asvd_q.plan import FloatType, LayerPlan
+from asvd_q.plan import LayerPlan
 from asvd_q.progress import Progress
-from asvd_q.recipe import ExportSection, Recipe
+from asvd_q.recipe import Recipe
 from asvd_q.search.allocation import Target
 from asvd_q.search.context import hidden_states, measured_key
 from asvd_q.search.planning import make_plan
 
-__all__ = ["BudgetResult", "budget_offering", "format_count", "solve_budget"]
+__all__ = ["BudgetResult", "budget_offering", "solve_budget"]
 
 _NOT_RUN = (
     "this recipe's budget needs a search that has not been run: run `asvd-q search` on it first"
@@ -51,40 +48,6 @@ class BudgetResult:
     def predicted_loss(self) -> float:
         """Increase of the mean next-token loss, nats per token."""
         return self.choice.loss
-
-
-def format_count(
-    recipe: Recipe, float_type: FloatType, exports: tuple[tuple[ExportSection, Exporter], ...]
-) -> Count:
-    """Whose bytes a recipe's budget counts.
-
-    Args:
-        exports: of the recipe; a format that is none of them counts with its default options.
-
-    Raises:
-        ExportError: no such format.
-        RecipeError: the format leaves nothing to choose; or the budget is one of time, and the
-            format cannot be timed.
-    """
-    assert recipe.budget is not None
-    count = Count(float_type, _exporter(recipe.budget.format, exports))
-    refusal = count.refuses_mixtures()
-    if refusal is not None:
-        raise RecipeError(
-            f"budget.format: {count.name} cannot hold layers that are quantized differently "
-            f"({refusal.reason}): use {STORE}, onnx or compressed-tensors; for an export, "
-            f"{refusal.instead}"
-        )
-    if recipe.quantize is not None and not recipe.quantize.overrides:
-        codes = count.refuses_codes(settings_on_offer(recipe, "layers.0.weight"))
-        if codes is not None:
-            raise RecipeError(
-                f"budget.format: {count.name} cannot hold what quantize makes: {codes.reason}; "
-                f"{codes.instead}"
-            )
-    if recipe.budget.decode_speed is not None:
-        require_timed(count)
-    return count
 
 
 def budget_offering(
@@ -209,13 +172,6 @@ def _checked(
     if found is None:
         raise RecipeError(_NOT_RUN)
     return found
-
-
-def _exporter(format: str, exports: tuple[tuple[ExportSection, Exporter], ...]) -> Exporter | None:
-    if format == STORE:
-        return None
-    own = (exporter for section, exporter in exports if section.format == format)
-    return next(own, None) or make_exporter(format, {}, where="budget.format", file="the recipe")
 
 
 def _key(

@@ -17,8 +17,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
-from asvd_q.artefact import TimedExporter, timed_exporters
+from asvd_q.artefact import TimedExporter
 from asvd_q.budget.counting import Count
+from asvd_q.budget.format import require_timed
 from asvd_q.budget.offers import Offer, layer_offers
 from asvd_q.errors import RecipeError
 from asvd_q.files import make_folder, write_text
@@ -26,7 +27,7 @@ from asvd_q.models.refs import WeightRef
 from asvd_q.plan import LayerPlan, Plan, QuantSpec
 from asvd_q.recipe import Recipe
 
-__all__ = ["KERNELS", "KernelTimes", "kernel_times", "offered_layers", "require_timed"]
+__all__ = ["KERNELS", "KernelTimes", "kernel_times", "offered_layers"]
 
 KERNELS = "kernels.json"
 
@@ -192,15 +193,6 @@ def kernel_times(
     times = KernelTimes(count, folder, head=head, known_only=known_only)
     times.measure(offered_layers(recipe, weights, count))
     return times
-
-
-def require_timed(count: Count) -> None:
-    """Raises RecipeError when the format has no runtime that can be timed on this machine."""
-    if not isinstance(count.exporter, TimedExporter):
-        raise RecipeError(
-            f"budget.decode_speed is measured in a format's runtime, and the format {count.name} "
-            f"has none that can be timed: set budget.format to {' or '.join(timed_exporters())}"
-        )
 
 
 def offered_layers(recipe: Recipe, weights: Iterable[WeightRef], count: Count) -> list[LayerPlan]:

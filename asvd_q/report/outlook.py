@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from asvd_q.artefact import Exporter, available_exporters
 from asvd_q.errors import AsvdQError, ExportError
-from asvd_q.exporting import advice, make_exporter
+from asvd_q.exporting import advice, make_exporter, refusal_of_model
 from asvd_q.records import Footprint
 from asvd_q.report.tables import Table, size
 from asvd_q.sizes import footprint, predict_files
@@ -82,7 +82,8 @@ def _outlooks(prepared: Prepared) -> Iterator[ExportOutlook]:
 
 
 def _outlook(prepared: Prepared, exporter: Exporter, artefact: str | None) -> ExportOutlook:
-    refused = exporter.can_express(prepared.plan)
+    against = refusal_of_model(exporter, prepared.source)
+    refused = exporter.can_express(prepared.plan) if against is None else [against]
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         return ExportOutlook(

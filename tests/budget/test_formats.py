@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asvd_q.budget.solving import format_count
+from asvd_q.budget.format import format_count
 from asvd_q.errors import RecipeError
 from asvd_q.exporting import make_exporter
 from asvd_q.recipe import ExportSection

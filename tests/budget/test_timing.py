@@ -11,8 +11,8 @@ import pytest
 from asvd_q.artefact import TimedExporter, exporter_class, timed_exporters
 from asvd_q.budget import timing
 from asvd_q.budget.counting import Count
+from asvd_q.budget.format import format_count
 from asvd_q.budget.offers import layer_offers
-from asvd_q.budget.solving import format_count
 from asvd_q.budget.timing import KERNELS, KernelTimes, kernel_times
 from asvd_q.errors import RecipeError
 from asvd_q.models.refs import WeightRef

@@ -15,7 +15,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from asvd_q.errors import ArtefactError
+from asvd_q.errors import ExportError
 from asvd_q.pipeline import export_run, run
 from asvd_q.recipe import ExportSection, load_recipe
 from tests.cli.runner import command
@@ -61,6 +61,10 @@ WORKING: dict[str, tuple[str, dict[str, Any]]] = {
     "Falcon": ("FalconForCausalLM", _OLDER),
     "Falcon (ALiBi)": ("FalconForCausalLM", _OLDER | {"alibi": True}),
     "Starcoder2": ("Starcoder2ForCausalLM", _LLAMA | {"sliding_window": 16}),
+    "MPT": (
+        "MptForCausalLM",
+        {"vocab_size": 320, "d_model": 128, "n_layers": 2, "n_heads": 4, "max_seq_len": 256},
+    ),
     # A head that is tied and has a bias of its own.
     "BERT as a decoder": ("BertLMHeadModel", _SMALL | {"is_decoder": True}),
 }
@@ -164,8 +168,27 @@ ONLY_FACTORS = ("Falcon", "Falcon (ALiBi)")
 """Whose dense layers have a class of their own, which optimum passes over: transformers would leave
 them without weights."""
 
-NO_GRAPH = {"Falcon (ALiBi)": "Could not find an implementation for Mul"}
-"""What ONNX Runtime says of graphs it cannot run: this one computes biases in bfloat16."""
+NO_GRAPH = {
+    "Falcon (ALiBi)": "it computes mul in bfloat16",
+    "MPT": "torch cannot trace this architecture to ONNX",
+}
+"""What is said of a graph: one would compute in a type that ONNX Runtime has no kernels for, the
+other is not traced with any number of tokens."""
+
+NO_GRAPH_KNOWN: dict[str, tuple[str, dict[str, Any], str]] = {
+    "Falcon (ALiBi)": (*WORKING["Falcon (ALiBi)"], NO_GRAPH["Falcon (ALiBi)"]),
+    "LFM2": (
+        "Lfm2ForCausalLM",
+        _LLAMA | {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+        "it does not run without values",
+    ),
+    "gpt-oss": (
+        "GptOssForCausalLM",
+        _LLAMA | _EXPERTS | {"head_dim": 32},
+        "it does not run without values",
+    ),
+}
+"""What is said of a graph before any work: class, options, message."""
 
 
 @pytest.mark.parametrize("name", WORKING)
@@ -179,7 +202,7 @@ def test_an_architecture_that_nothing_was_written_for(name: str, tmp_path: Path)
 def test_its_codes(name: str, tmp_path: Path) -> None:
     model = save_model(tmp_path / "model", *WORKING[name])
     if name in NO_GRAPH:
-        with pytest.raises(ArtefactError, match=NO_GRAPH[name]):
+        with pytest.raises(ExportError, match=NO_GRAPH[name]):
             _prove(tmp_path, model, "asvd-gptq", "onnx")
     else:
         assert _prove(tmp_path, model, "asvd-gptq", "onnx") < 1e-5
@@ -200,6 +223,22 @@ def test_codes_for_a_class_of_its_own_are_refused_before_work(
         found = command(capsys, "run", recipe).message
         assert re.search(rf"the {wanted} exporter cannot hold transformer.* is a Falcon", found)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", NO_GRAPH_KNOWN)
+def test_a_model_without_a_graph_is_refused_before_work(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model_class, options, message = NO_GRAPH_KNOWN[name]
+    model = save_model(tmp_path / "model", model_class, options)
+    recipe = write_recipe(tmp_path, model, COLUMNS["asvd"], export=[{"format": "onnx"}])
+    found = command(capsys, "run", recipe).message
+    assert f"the onnx exporter cannot hold the model: {message}" in found
+    assert not (tmp_path / "run").exists()
+    entries = json.loads(command(capsys, "plan", recipe, "--json").out)["exporters"]
+    refusals = {entry["exporter"]: entry["refusal"] for entry in entries}
+    assert message in refusals["onnx"]
+    assert refusals["transformers"] is None
 
 
 @pytest.mark.parametrize("name", REFUSED)

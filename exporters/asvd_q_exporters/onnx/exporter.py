@@ -102,6 +102,15 @@ class OnnxExporter:
 
         return artefact_bytes(plan, source, self.options)
 
+    def refusal_of(self, source: SourceModel) -> Refusal | None:
+        """See `asvd_q.artefact.ExaminingExporter`: the model is run once without values.
+
+        What the tracer itself stumbles over shows when the graph is made.
+        """
+        from asvd_q_exporters.onnx.examine import refusal
+
+        return refusal(source, self.options)
+
     def bounds_of(self, plan: Plan) -> ParityBounds:
         """See `asvd_q.artefact.BoundedExporter`: activations are rounded for codes alone."""
         specs = (spec for layer in plan for spec in layer.quantization.values())

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from asvd_q.errors import ExportError, first_line
 
 if TYPE_CHECKING:
     import onnx_ir
 
-__all__ = ["quiet", "trace"]
+__all__ = ["example_past", "quiet", "trace"]
 
 _BATCH, _NEW, _PAST, _ALL = "batch_size", "sequence_length", "past_sequence_length", "total_length"
 
@@ -80,7 +81,7 @@ def trace(model: Any, dtype: torch.dtype, opset: int, shared: Mapping[str, str])
         ExportError: torch cannot trace this architecture.
     """
     parameters = {f"model.{name}" for name, _ in model.named_parameters(remove_duplicate=False)}
-    traced = _traced(_Decoder(model).eval(), _past(model, dtype), opset)
+    traced = _traced(_Decoder(model).eval(), example_past(model, dtype), opset)
     weights = [value for name, value in traced.graph.initializers.items() if name in parameters]
     # As inputs the optimizer cannot fold them: a placeholder's value must not end up in a node.
     for value in weights:
@@ -101,10 +102,13 @@ def trace(model: Any, dtype: torch.dtype, opset: int, shared: Mapping[str, str])
     return traced
 
 
-def _past(model: Any, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+def example_past(model: Any, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
     """Example keys and values: (batch 2, heads, past 3, width of a head) of every block.
 
     Seen on a run without values: configurations do not all say how many heads are cached.
+
+    Raises:
+        ExportError: it fails, or computes what ONNX Runtime has no kernels for.
     """
     from torch._subclasses import FakeTensorMode
     from transformers import DynamicCache
@@ -112,13 +116,48 @@ def _past(model: Any, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
     cache = DynamicCache()
     # Rotary embeddings keep what they compute: that must not stay in the model that is traced.
     model = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        tokens = torch.zeros((2, 3), dtype=torch.int64)
-        model(input_ids=tokens, past_key_values=cache, use_cache=True)
-    return [
-        (torch.zeros(layer.keys.shape, dtype=dtype), torch.zeros(layer.values.shape, dtype=dtype))
-        for layer in cache.layers
-    ]
+    half = _InBfloat16()  # type: ignore[no-untyped-call]
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), half:
+            tokens = torch.zeros((2, 3), dtype=torch.int64)
+            model(input_ids=tokens, past_key_values=cache, use_cache=True)
+        past = [
+            tuple(torch.zeros(part.shape, dtype=dtype) for part in (layer.keys, layer.values))
+            for layer in cache.layers
+        ]
+    except Exception as error:  # whatever a model does without values, or with this cache
+        raise ExportError(
+            f"it does not run without values, so that it cannot be traced: {first_line(error)}"
+        ) from error
+    if half.found is not None:
+        raise ExportError(
+            f"it computes {half.found} in bfloat16 whatever its own type, which ONNX Runtime does "
+            "not do on a CPU"
+        )
+    return [(keys, values) for keys, values in past]
+
+
+class _InBfloat16(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Remembers the first operator that computes in bfloat16; casts and views do not."""
+
+    found: str | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        computes = not func.is_view and func.overloadpacket not in _CASTS
+        reads = any(map(_is_bfloat16, args))
+        if self.found is None and computes and reads and _is_bfloat16(result):
+            self.found = func.overloadpacket.__name__
+        return result
+
+
+_CASTS = {torch.ops.aten._to_copy, torch.ops.aten.clone, torch.ops.aten._unsafe_view}
+
+
+def _is_bfloat16(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.bfloat16
 
 
 def _traced(decoder: nn.Module, past: list[tuple[Tensor, Tensor]], opset: int) -> onnx_ir.Model:

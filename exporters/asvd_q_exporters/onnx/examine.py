@@ -1,0 +1,32 @@
+"""Architectures that have no graph, found out in a run without values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from asvd_q.artefact import WHOLE_MODEL, Refusal
+from asvd_q.errors import ExportError
+from asvd_q.plan import Plan
+from asvd_q.quantization import TORCH_TYPES
+from asvd_q_exporters.onnx.graph import example_past, quiet
+from asvd_q_exporters.onnx.skeleton import build_skeleton
+
+if TYPE_CHECKING:
+    from asvd_q.models import SourceModel
+    from asvd_q_exporters.onnx.exporter import OnnxOptions
+
+__all__ = ["refusal"]
+
+
+def refusal(source: SourceModel, options: OnnxOptions) -> Refusal | None:
+    """Why the model cannot be traced or its graph not run; None where that does not show."""
+    dtype = TORCH_TYPES[options.dtype]
+    with quiet():
+        skeleton = build_skeleton(
+            Plan(float_type=options.dtype, layers=()), source, {}, dtype, options.accuracy_level
+        )
+        try:
+            example_past(skeleton.model, dtype)
+        except ExportError as error:
+            return Refusal(WHOLE_MODEL, str(error), "use the transformers format")
+    return None
