@@ -138,7 +138,7 @@ def plan(
     from asvd_q.report import tables
     from asvd_q.report.budget import budget_summary
     from asvd_q.report.estimate import estimate
-    from asvd_q.report.outlook import export_outlooks, outlook_table
+    from asvd_q.report.outlook import export_outlooks, outlook_remarks, outlook_table
     from asvd_q.report.tables import plan_table, print_table
 
     prepared, found = prepare_known(loaded)
@@ -160,9 +160,8 @@ def plan(
     console = _console()
     print_table(console, plan_table(prepared.plan.layers, f"Plan for {prepared.source.name}"))
     print_table(console, outlook_table(outlooks))
-    for one in outlooks:
-        for note in one.notes if one.artefact is not None else ():
-            _say(f"{one.artefact}: {note}")
+    for remark in outlook_remarks(outlooks):
+        _say(remark)
     _say(
         f"kept {prepared.plan.kept_ratio:.4f} of the layers' parameters; the model as a store "
         f"counts it: {tables.size(prepared.plan.predicted_bytes)}"

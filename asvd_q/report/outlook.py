@@ -17,7 +17,7 @@ from asvd_q.sizes import footprint, predict_files
 if TYPE_CHECKING:
     from asvd_q.preparation import Prepared
 
-__all__ = ["ExportOutlook", "export_outlooks", "outlook_table"]
+__all__ = ["ExportOutlook", "export_outlooks", "outlook_remarks", "outlook_table"]
 
 
 class ExportOutlook(BaseModel):
@@ -42,6 +42,11 @@ class ExportOutlook(BaseModel):
     refusal: str | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def label(self) -> str:
+        """The artefact's name; in brackets the format's, where the recipe does not ask for it."""
+        return self.artefact or f"({self.exporter})"
+
 
 def export_outlooks(prepared: Prepared) -> list[ExportOutlook]:
     """The recipe's exports first, then every other installed exporter."""
@@ -52,18 +57,24 @@ def outlook_table(outlooks: list[ExportOutlook]) -> Table:
     """One row per artefact or exporter."""
     rows = tuple(
         (
-            one.artefact or f"({one.exporter})",
+            one.label,
             one.exporter,
             "no" if one.refusal is not None else "yes",
             "–" if one.bytes is None else size(one.bytes),
             "–" if one.predicted is None else size(one.predicted.weights),
             "–" if one.predicted is None else size(one.predicted.folder),
-            one.refusal or "",
         )
         for one in outlooks
     )
-    columns = ("artefact", "format", "can hold it", "layers", "weight files", "folder", "why not")
+    columns = ("artefact", "format", "can hold it", "layers", "weight files", "folder")
     return Table("Exports, and in brackets other formats, in bytes on disk", columns, rows)
+
+
+def outlook_remarks(outlooks: list[ExportOutlook]) -> list[str]:
+    """Why formats cannot hold the plan, and what to know of the artefacts that were asked for."""
+    refused = [f"{one.label}: {one.refusal}" for one in outlooks if one.refusal is not None]
+    wanted = [one for one in outlooks if one.artefact is not None]
+    return [*refused, *(f"{one.label}: {note}" for one in wanted for note in one.notes)]
 
 
 def _outlooks(prepared: Prepared) -> Iterator[ExportOutlook]:
