@@ -26,8 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asvd_q.budget.format import format_count
 from asvd_q.budget.front import front
-from asvd_q.budget.solving import budget_offering, format_count
+from asvd_q.budget.solving import budget_offering
 from asvd_q.compression import matrices
 from asvd_q.models import SourceModel
 from asvd_q.models.blockwise import BlockwiseModel

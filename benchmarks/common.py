@@ -25,7 +25,8 @@ from rich.console import Console
 from torch import Tensor
 
 from asvd_q import __version__
-from asvd_q.budget.solving import BudgetResult, format_count, solve_budget
+from asvd_q.budget.format import format_count
+from asvd_q.budget.solving import BudgetResult, solve_budget
 from asvd_q.compression import Calibration, compress
 from asvd_q.evaluation.quality import TokenWindows, evaluate_quality
 from asvd_q.evaluation.runners import model_runner
