@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -140,25 +141,30 @@ def _definition(base: type[Any], tree: list[Any]) -> type[Any]:
             cls, model: Any, module_name: str, module: nn.Module, quantize_config: Any
         ) -> bool:
             """Whether the checkpoint holds codes of it: the layers of a block may differ."""
-            stored = _tensor_names(getattr(model, "checkpoint_file_name", None))
-            if stored is not None and f"{module_name}.qweight" not in stored:
-                return False
+            file = getattr(model, "checkpoint_file_name", None)
+            if file is not None:
+                stored = _tensor_names(file, Path(file).stat().st_mtime_ns)
+                if f"{module_name}.qweight" not in stored:
+                    return False
             return bool(super().should_quantize_module(model, module_name, module, quantize_config))
 
     FactorisedQModel.__name__ = FactorisedQModel.__qualname__ = f"AsvdQ{base.__name__}"
     return FactorisedQModel
 
 
-def _tensor_names(path: str | None) -> set[str] | None:
-    """Tensors of a weight file, or of those that an index names; None for no file."""
+@lru_cache(maxsize=1)
+def _tensor_names(path: str, written: int) -> frozenset[str]:
+    """Tensors of a weight file, or of those that an index names; asked for every module.
+
+    Args:
+        written: when the file was, by which another one of the same name is told apart.
+    """
     from safetensors import safe_open
 
-    if path is None:
-        return None
     if path.endswith(".json"):
-        return set(json.loads(Path(path).read_text())["weight_map"])
+        return frozenset(json.loads(Path(path).read_text())["weight_map"])
     with safe_open(path, framework="pt") as tensors:
-        return set(tensors.keys())
+        return frozenset(tensors.keys())
 
 
 for _family in ours.FAMILIES:
