@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["INTEGER_METHODS", "METHODS", "Method"]
 
 
 @dataclass(frozen=True)
@@ -57,3 +57,6 @@ METHODS: Mapping[str, Method] = {
         {"bits": 4, "group_size": 64, "double_quant": False},
     ),
 }
+
+INTEGER_METHODS = tuple(name for name, method in METHODS.items() if method.weight == _CODES)
+"""Methods whose result is integer codes on an affine grid."""

@@ -54,22 +54,23 @@ _FLOATS = {"F64", "F32", "F16", "BF16"}
 
 @dataclass(frozen=True)
 class CheckpointFormat:
-    """How a format stores a model.
+    """How a format stores a model. A matrix in floating point is one tensor, as `nn.Linear` has it.
 
     Attributes:
-        specs: (type, shape) of each tensor of one matrix by suffix, for its shape (out, in) and
-            its quantization.
-        tensors: the tensors themselves, by the same suffixes.
+        coded: (type, shape) of each tensor of a matrix in codes by suffix, for its shape (out, in)
+            and settings; None where codes become the floats that they stand for.
+        pack: the tensors themselves, by the same suffixes.
         config: entries for `config.json`.
         files: JSON files of its own, by their names.
         as_source: a dense layer's matrix lies as the source keeps it, which may be (in, out).
         own_class: the checkpoint brings a class of ours even where all layers are dense.
     """
 
-    specs: Callable[
-        [tuple[int, int], QuantSpec | None], dict[str, tuple[torch.dtype, tuple[int, ...]]]
-    ]
-    tensors: Callable[[StoredWeight], dict[str, Tensor]]
+    coded: (
+        Callable[[tuple[int, int], QuantSpec], dict[str, tuple[torch.dtype, tuple[int, ...]]]]
+        | None
+    ) = None
+    pack: Callable[[StoredWeight], dict[str, Tensor]] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     as_source: bool = False
@@ -139,8 +140,11 @@ def write_checkpoint(
         ExportError: naming the layer that is no whole linear layer of its own.
     """
     layout = _layout(store.finished_plan, store.source, format, float_type, shard_bytes)
+    dtype = TORCH_TYPES[float_type]
     for file, pieces in layout.shards.items():
-        groups = [Group(piece.specs, partial(_load, store, piece, format)) for piece in pieces]
+        groups = [
+            Group(piece.specs, partial(_load, store, piece, format, dtype)) for piece in pieces
+        ]
         write_safetensors(folder / file, groups)
     if layout.index is not None:
         write_json(folder / _INDEX, layout.index)
@@ -256,36 +260,49 @@ def _pieces(
         if target in layers:
             layer = layers[target]
             path = paths[layer.name]
-            yield _Piece(tuple(_layer_specs(layer, path, format)), layer, path)
+            yield _Piece(tuple(_layer_specs(layer, path, format, dtype)), layer, path)
         elif (name := targets[target]) not in dropped:
             info = source.tensors[name]
             kept = dtype if info.dtype in _FLOATS else TORCH_NAMES[info.dtype]
             yield _Piece((TensorSpec(biases.get(target, target), kept, info.shape),), None, name)
 
 
-def _layer_specs(layer: LayerPlan, path: str, format: CheckpointFormat) -> Iterator[TensorSpec]:
+def _layer_specs(
+    layer: LayerPlan, path: str, format: CheckpointFormat, dtype: torch.dtype
+) -> Iterator[TensorSpec]:
     for slot, matrix in layer.slot_shapes().items():
-        for suffix, (dtype, shape) in format.specs(matrix, layer.quantization[slot]).items():
+        spec = layer.quantization[slot]
+        tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {"weight": (dtype, matrix)}
+        if spec is not None and format.coded is not None:
+            tensors = format.coded(matrix, spec)
+        for suffix, (kind, shape) in tensors.items():
             lies = shape[::-1] if _lies_transposed(layer, format) else shape
-            yield TensorSpec(f"{path}{MODULES[slot]}.{suffix}", dtype, lies)
+            yield TensorSpec(f"{path}{MODULES[slot]}.{suffix}", kind, lies)
 
 
 def _lies_transposed(layer: LayerPlan, format: CheckpointFormat) -> bool:
     return format.as_source and layer.transposed and layer.form == "dense"
 
 
-def _load(store: Store, piece: _Piece, format: CheckpointFormat) -> dict[str, Tensor]:
+def _load(
+    store: Store, piece: _Piece, format: CheckpointFormat, dtype: torch.dtype
+) -> dict[str, Tensor]:
     """The tensors of a piece, by name."""
     layer = piece.layer
     if layer is None:
         (spec,) = piece.specs
         return {spec.name: store.source.tensor(piece.origin).to(spec.dtype)}
     transposed = _lies_transposed(layer, format)
-    return {
-        f"{piece.origin}{MODULES[slot]}.{suffix}": tensor.T.contiguous() if transposed else tensor
-        for slot, weight in store.layer(layer.name).weights.items()
-        for suffix, tensor in format.tensors(weight).items()
-    }
+    found: dict[str, Tensor] = {}
+    for slot, weight in store.layer(layer.name).weights.items():
+        if layer.quantization[slot] is not None and format.pack is not None:
+            tensors = format.pack(weight)
+        else:
+            tensors = {"weight": weight.dequantize(dtype)}
+        for suffix, tensor in tensors.items():
+            name = f"{piece.origin}{MODULES[slot]}.{suffix}"
+            found[name] = tensor.T.contiguous() if transposed else tensor
+    return found
 
 
 def _shards(pieces: Sequence[_Piece], shard_bytes: int) -> dict[str, list[_Piece]]:

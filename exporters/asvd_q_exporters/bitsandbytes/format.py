@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from asvd_q.quantization import TORCH_TYPES
 from asvd_q.quantization.nf4 import Nf4Weight
 from asvd_q_exporters._checkpoint import CheckpointFormat
 from asvd_q_exporters.bitsandbytes.config import quantization_config
@@ -32,22 +31,18 @@ def nf4_format(plan: Plan, source: SourceModel, float_type: FloatType) -> Checkp
     Raises:
         ExportError: transformers would take a quantized matrix for a float one.
     """
-    dtype = TORCH_TYPES[float_type]
 
-    def specs(
-        shape: tuple[int, int], spec: QuantSpec | None
+    def coded(
+        shape: tuple[int, int], spec: QuantSpec
     ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        if spec is None:
-            return {"weight": (dtype, shape)}
         return {
             name: (torch.uint8 if kind == "uint8" else torch.float32, dimensions)
             for name, (kind, dimensions) in tensor_shapes(shape, spec, float_type).items()
         }
 
-    def tensors(weight: StoredWeight) -> dict[str, Tensor]:
-        if isinstance(weight, Nf4Weight):
-            return pack_weight(weight, float_type)
-        return {"weight": weight.dequantize(dtype)}
+    def pack(weight: StoredWeight) -> dict[str, Tensor]:
+        assert isinstance(weight, Nf4Weight)
+        return pack_weight(weight, float_type)
 
     config = {"quantization_config": quantization_config(plan, source, float_type)}
-    return CheckpointFormat(specs, tensors, config)
+    return CheckpointFormat(coded, pack, config)

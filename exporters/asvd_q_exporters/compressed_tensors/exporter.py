@@ -69,7 +69,7 @@ class CompressedTensorsExporter(CheckpointExporter[CompressedTensorsOptions]):
         """See `CheckpointExporter`."""
         from asvd_q_exporters.compressed_tensors.format import packed_format
 
-        return packed_format(plan, source, float_type)
+        return packed_format(plan, source)
 
     def open(self, folder: Path) -> TorchRunner:
         """The checkpoint in transformers with compressed-tensors, on the CPU.

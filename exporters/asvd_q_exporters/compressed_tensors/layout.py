@@ -9,16 +9,12 @@ from asvd_q.plan import FloatType, LayerPlan, QuantSpec
 from asvd_q_exporters._options import layer_bytes
 
 __all__ = [
-    "METHODS",
     "NARROWEST",
     "PackedLayout",
     "group_width",
     "packed_layout",
     "stored_bytes",
 ]
-
-METHODS = ("rtn", "gptq")
-"""Methods whose result is integer codes on an affine grid."""
 
 NARROWEST = 16
 """Columns of a group, at least: below that scales take more than a bit per weight."""

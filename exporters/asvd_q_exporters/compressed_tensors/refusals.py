@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from asvd_q.artefact import Refusal
+from asvd_q.methods import INTEGER_METHODS
 from asvd_q_exporters._options import nothing_quantized
-from asvd_q_exporters.compressed_tensors.layout import METHODS, NARROWEST, group_width
+from asvd_q_exporters.compressed_tensors.layout import NARROWEST, group_width
 
 if TYPE_CHECKING:
     from asvd_q.plan import LayerPlan, Plan, QuantSpec
@@ -29,10 +30,11 @@ def refusals(plan: Plan) -> list[Refusal]:
 def _of_matrix(layer: LayerPlan, shape: tuple[int, int], spec: QuantSpec) -> tuple[str, str] | None:
     """Why a quantized matrix has no place, and what works instead."""
     columns = shape[1]
-    if spec.method not in METHODS:
+    if spec.method not in INTEGER_METHODS:
         return (
             f"the compressed-tensors format cannot hold what {spec.method} makes",
-            f"export it with bitsandbytes or onnx, or quantize it with {' or '.join(METHODS)}",
+            "export it with bitsandbytes or onnx, or quantize it with "
+            f"{' or '.join(INTEGER_METHODS)}",
         )
     if not spec.symmetric:
         return (

@@ -84,7 +84,7 @@ class GptqExporter(CheckpointExporter[GptqOptions]):
         """See `CheckpointExporter`."""
         from asvd_q_exporters.gptq.format import gptq_format
 
-        return gptq_format(plan, source, float_type, for_transformers=not self._mixes)
+        return gptq_format(plan, source, for_transformers=not self._mixes)
 
     def open(self, folder: Path) -> TorchRunner:
         """The checkpoint in its loader with gptqmodel's portable kernel, on the CPU.

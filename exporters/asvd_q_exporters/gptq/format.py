@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from asvd_q.quantization import TORCH_TYPES, QuantizedWeight
+from asvd_q.quantization import QuantizedWeight
 from asvd_q_exporters._checkpoint import CheckpointFormat
 from asvd_q_exporters.gptq.config import is_first_version, quantization_config
 from asvd_q_exporters.gptq.initialisation import fails_without_weights
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from asvd_q.models import SourceModel
-    from asvd_q.plan import FloatType, Plan, QuantSpec
+    from asvd_q.plan import Plan, QuantSpec
     from asvd_q.quantization import StoredWeight
 
 __all__ = ["gptq_format"]
@@ -27,23 +27,19 @@ _SETTINGS = "quantize_config.json"
 
 
 def gptq_format(
-    plan: Plan, source: SourceModel, float_type: FloatType, *, for_transformers: bool = True
+    plan: Plan, source: SourceModel, *, for_transformers: bool = True
 ) -> CheckpointFormat:
     """How the format holds a plan of a model that it does not refuse.
 
     Args:
-        float_type: of everything that is not quantized.
         for_transformers: transformers is to load it, if need be with a class of ours.
     """
-    dtype = TORCH_TYPES[float_type]
     settings = settings_of(plan)
     zero_offset = int(is_first_version(settings.values()))
 
-    def specs(
-        shape: tuple[int, int], spec: QuantSpec | None
+    def coded(
+        shape: tuple[int, int], spec: QuantSpec
     ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        if spec is None:
-            return {"weight": (dtype, shape)}
         layout = packed_layout(shape, spec)
         return {
             "qweight": (torch.int32, layout.qweight),
@@ -52,15 +48,14 @@ def gptq_format(
             "g_idx": (torch.int32, layout.g_idx),
         }
 
-    def tensors(weight: StoredWeight) -> dict[str, Tensor]:
-        if not isinstance(weight, QuantizedWeight):
-            return {"weight": weight.dequantize(dtype)}
+    def pack(weight: StoredWeight) -> dict[str, Tensor]:
+        assert isinstance(weight, QuantizedWeight)
         return pack_weight(weight, zero_offset=zero_offset)
 
     config = quantization_config(plan, source)
     return CheckpointFormat(
-        specs,
-        tensors,
+        coded,
+        pack,
         config={"quantization_config": config},
         files={_SETTINGS: config},
         own_class=for_transformers and fails_without_weights(source, settings),

@@ -10,7 +10,6 @@ from asvd_q_exporters._options import layer_bytes
 __all__ = [
     "BITS",
     "GROUP_SIZES",
-    "METHODS",
     "MULTIPLE",
     "PackedLayout",
     "packed_layout",
@@ -22,9 +21,6 @@ BITS = (2, 3, 4, 8)
 
 GROUP_SIZES = (-1, 16, 32, 64, 128, 256)
 """Those that gptqmodel's portable kernel takes, as far as `QuantSpec` allows them."""
-
-METHODS = ("rtn", "gptq")
-"""Methods whose result is integer codes on an affine grid."""
 
 MULTIPLE = 32
 """Both sides of a matrix are multiples of this, so that every row of codes fills whole words."""

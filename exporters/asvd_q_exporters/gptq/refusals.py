@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from asvd_q.artefact import Refusal
+from asvd_q.methods import INTEGER_METHODS
 from asvd_q_exporters._options import nothing_quantized
-from asvd_q_exporters.gptq.layout import BITS, GROUP_SIZES, METHODS, MULTIPLE
+from asvd_q_exporters.gptq.layout import BITS, GROUP_SIZES, MULTIPLE
 from asvd_q_exporters.gptq.names import compact
 from asvd_q_exporters.gptq.settings import Setting, common, settings_of
 
@@ -50,11 +51,12 @@ def _of_layer(layer: LayerPlan) -> Iterator[Refusal]:
         spec = layer.quantization[slot]
         if spec is None:
             continue
-        if spec.method not in METHODS:
+        if spec.method not in INTEGER_METHODS:
             yield Refusal(
                 layer.name,
                 f"the GPTQ format cannot hold what {spec.method} makes",
-                f"export it with bitsandbytes or onnx, or quantize it with {' or '.join(METHODS)}",
+                "export it with bitsandbytes or onnx, or quantize it with "
+                f"{' or '.join(INTEGER_METHODS)}",
             )
         elif spec.bits not in BITS:
             nearest = min(BITS, key=lambda bits: (abs(bits - spec.bits), -bits))

@@ -70,7 +70,7 @@ def write_artefact(store: Store, folder: Path, float_type: FloatType) -> None:
     base, adapter = folder / _BASE, folder / _ADAPTER
     base.mkdir()
     alone = _CodesAlone(store)
-    codes = gptq_format(alone.finished_plan, alone.source, float_type)
+    codes = gptq_format(alone.finished_plan, alone.source)
     write_checkpoint(alone, base, codes, float_type=float_type)
     adapter.mkdir()
     dtype = TORCH_TYPES[float_type]
@@ -86,7 +86,7 @@ def write_artefact(store: Store, folder: Path, float_type: FloatType) -> None:
 def artefact_bytes(plan: Plan, source: SourceModel, float_type: FloatType) -> ArtefactBytes:
     """See `asvd_q.artefact.SizedExporter`."""
     alone = plan.with_layers({layer.name: codes_alone(layer) for layer in plan})
-    codes = gptq_format(alone, source, float_type)
+    codes = gptq_format(alone, source)
     base = checkpoint_bytes(alone, source, codes, float_type=float_type)
     specs = _adapter_specs(plan, TORCH_TYPES[float_type])
     weights = safetensors_bytes(spec for layer in specs.values() for spec in layer)

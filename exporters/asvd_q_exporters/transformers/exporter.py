@@ -88,10 +88,9 @@ class TransformersExporter(CheckpointExporter[TransformersOptions]):
 
     def format_of(self, plan: Plan, source: SourceModel, float_type: FloatType) -> CheckpointFormat:
         """See `CheckpointExporter`."""
-        from asvd_q.quantization import TORCH_TYPES
-        from asvd_q_exporters.transformers.format import float_format
+        from asvd_q_exporters._checkpoint import CheckpointFormat
 
-        return float_format(TORCH_TYPES[float_type])
+        return CheckpointFormat(as_source=True)
 
     def open(self, folder: Path) -> TorchRunner:
         """The checkpoint in transformers, on the CPU.

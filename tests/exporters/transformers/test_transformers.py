@@ -20,11 +20,10 @@ from asvd_q.errors import ArtefactError, ExportError
 from asvd_q.models import SourceModel
 from asvd_q.plan import LayerPlan, Plan, QuantSpec, Slot
 from asvd_q.store import StoredLayer
-from asvd_q_exporters._checkpoint import write_checkpoint
+from asvd_q_exporters._checkpoint import CheckpointFormat, write_checkpoint
 from asvd_q_exporters._safetensors import Group, TensorSpec, write_safetensors
 from asvd_q_exporters.onnx import OnnxExporter
 from asvd_q_exporters.transformers import TransformersExporter, TransformersOptions
-from asvd_q_exporters.transformers.format import float_format
 from tests.exporters.checkpoints import (
     TOKENS,
     assert_reads_back,
@@ -152,7 +151,7 @@ def test_large_checkpoints_are_sharded_with_an_index(tmp_path: Path) -> None:
     folder = tmp_path / "sharded"
     folder.mkdir()
     write_checkpoint(
-        store, folder, float_format(torch.float32), float_type="float32", shard_bytes=60_000
+        store, folder, CheckpointFormat(as_source=True), float_type="float32", shard_bytes=60_000
     )
     shutil.copy(whole / "asvd_q.json", folder)
     shards = sorted(folder.glob("*.safetensors"))
