@@ -155,6 +155,7 @@ def export_store(
         weight_bytes=real.weights,
         predicted=footprint(predicted),
         proof=proof,
+        notes=tuple(advice(exporter, store.finished_plan)),
     )
 
 

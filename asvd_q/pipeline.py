@@ -20,7 +20,7 @@ from asvd_q.errors import RankError, RecipeError, ResourceError
 from asvd_q.evaluation.quality import Quality, TokenWindows, compare_quality, evaluate_quality
 from asvd_q.evaluation.runners import model_runner
 from asvd_q.evaluation.texts import proof_tokens
-from asvd_q.exporting import ARTEFACTS, advice, export_store, make_exporter
+from asvd_q.exporting import ARTEFACTS, export_store, make_exporter
 from asvd_q.files import make_folder, require_disk
 from asvd_q.opening import STORE, open_run_store
 from asvd_q.plan import FloatType, LayerPlan
@@ -97,7 +97,7 @@ def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord
                 sample = proof_tokens(prepared.source, tokens.texts, tokens.calibration)
                 artefact = _export(store, exporter, section, folder, sample)
             progress(f"exporting {section.name}", 1, 1)
-            record = _with_artefact(record, artefact, advice(exporter, store.finished_plan))
+            record = record.with_artefact(artefact)
             record = record.model_copy(update={"stages": tuple(meter.records)})
             record.write(folder)
         for note in _notes(record):
@@ -167,8 +167,7 @@ def export_run(folder: Path, section: ExportSection, model: str | None = None) -
     exporter = make_exporter(section.format, section.options, where="--option", file="export")
     store = open_run_store(folder, model)
     artefact = _export(store, exporter, section, folder, proof_tokens(store.source, [], None))
-    notes = advice(exporter, store.finished_plan)
-    _with_artefact(RunRecord.read(folder), artefact, notes).write(folder)
+    RunRecord.read(folder).with_artefact(artefact).write(folder)
     return artefact
 
 
@@ -331,37 +330,8 @@ def _with_earlier(record: RunRecord, folder: Path) -> RunRecord:
         return record
     for artefact in earlier.artefacts:
         if (folder / artefact.folder).is_dir():
-            record = _with_artefact(record, artefact, _notes_on(artefact, earlier))
+            record = record.with_artefact(artefact)
     return record
-
-
-def _with_artefact(record: RunRecord, artefact: ArtefactRecord, notes: list[str]) -> RunRecord:
-    """The record with an artefact added, or put in the place of the one of its name.
-
-    Args:
-        notes: on the artefact, which become warnings.
-    """
-    others = tuple(found for found in record.artefacts if found.name != artefact.name)
-    prefix = _prefix(artefact)
-    warnings = (warning for warning in record.warnings if not warning.startswith(prefix))
-    return record.model_copy(
-        update={
-            "artefacts": (*others, artefact),
-            "warnings": (*warnings, *(prefix + note for note in notes)),
-        }
-    )
-
-
-def _notes_on(artefact: ArtefactRecord, record: RunRecord) -> list[str]:
-    """What `_with_artefact` was told of an artefact."""
-    prefix = _prefix(artefact)
-    found = (warning for warning in record.warnings if warning.startswith(prefix))
-    return [warning.removeprefix(prefix) for warning in found]
-
-
-def _prefix(artefact: ArtefactRecord) -> str:
-    """What the warnings on an artefact begin with."""
-    return f"{artefact.name}: "
 
 
 def _notes(record: RunRecord) -> list[str]:

@@ -68,6 +68,7 @@ class ArtefactRecord(_Frozen):
         bytes: of all its files.
         weight_bytes: of those that hold tensors.
         predicted: both as the plan said, before there was a store.
+        notes: what whoever loads it should know.
     """
 
     name: str
@@ -77,6 +78,12 @@ class ArtefactRecord(_Frozen):
     weight_bytes: int
     predicted: Footprint
     proof: Proof
+    notes: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The notes, as the run's warnings have them."""
+        return tuple(f"{self.name}: {note}" for note in self.notes)
 
 
 class RunRecord(_Frozen):
@@ -109,6 +116,26 @@ class RunRecord(_Frozen):
     quality: tuple[Quality, ...] = ()
     artefacts: tuple[ArtefactRecord, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def with_artefact(self, artefact: ArtefactRecord) -> RunRecord:
+        """The record with an artefact added, or put in the place of the one of its name.
+
+        The notes on it are among the warnings.
+        """
+        others = tuple(found for found in self.artefacts if found.name != artefact.name)
+        replaced = {
+            warning
+            for found in self.artefacts
+            if found.name == artefact.name
+            for warning in found.warnings
+        }
+        kept = (warning for warning in self.warnings if warning not in replaced)
+        return self.model_copy(
+            update={
+                "artefacts": (*others, artefact),
+                "warnings": (*kept, *artefact.warnings),
+            }
+        )
 
     def write(self, folder: Path) -> None:
         """Replace the record in a run folder."""
