@@ -10,16 +10,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from asvd_q.artefact import (
-    METADATA_FILE,
-    AdvisingExporter,
-    ExaminingExporter,
-    Exporter,
-    Refusal,
-    build_exporter,
-    exporter_class,
-)
+from asvd_q.artefact import METADATA_FILE, AdvisingExporter, ExaminingExporter, Exporter, Refusal
 from asvd_q.errors import ExportError, RecipeError
+from asvd_q.exporter_registry import build_exporter, exporter_class
 from asvd_q.files import atomic_folder, atomic_path, make_folder, write_text
 from asvd_q.recipe import ExportSection, Recipe, explain_validation_error
 from asvd_q.sizes import footprint, measured_footprint, metadata_text, predict_files

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asvd_q.artefact import METADATA_FILE, Exporter, Runner, available_exporters
+from asvd_q.artefact import METADATA_FILE, Exporter, Runner
 from asvd_q.errors import AsvdQError, first_line
 from asvd_q.evaluation.runners import model_runner
+from asvd_q.exporter_registry import available_exporters
 from asvd_q.exporting import ARTEFACTS, export_store, make_exporter
 from asvd_q.sizes import predict_files
 from asvd_q.store import Store

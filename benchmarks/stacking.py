@@ -37,7 +37,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from asvd_q.artefact import exporter_class
+from asvd_q.exporter_registry import exporter_class
 from asvd_q.quantization import float_type_of
 from asvd_q.recipe.corpora import GENERATED
 from asvd_q.report.tables import Table, size

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from asvd_q.artefact import (
+from asvd_q.errors import ExportError
+from asvd_q.exporter_registry import (
     available_exporters,
     build_exporter,
     exporter_class,
     timed_exporters,
 )
-from asvd_q.errors import ExportError
 from asvd_q.report.run import RunRecord
 from tests.cli.runner import command, write_recipe
 from tests.support import tiny_recipe
@@ -22,7 +22,7 @@ from tests.third_party import EXAMPLE, asvd_q, install, register
 
 GOOD = """
 from pydantic import BaseModel
-from asvd_q.artefact import BasicExporter
+from asvd_q.artefact import (BasicExporter)
 
 class Good(BasicExporter):
     name = "good"

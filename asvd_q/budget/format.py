@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from asvd_q.artefact import Exporter, TimedExporter, timed_exporters
+from asvd_q.artefact import Exporter, TimedExporter
 from asvd_q.budget.counting import STORE, Count
 from asvd_q.budget.settings import settings_on_offer
 from asvd_q.errors import RecipeError
+from asvd_q.exporter_registry import timed_exporters
 from asvd_q.exporting import make_exporter
 from asvd_q.plan import FloatType, Slot
 from asvd_q.recipe import ExportSection, Recipe

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asvd_q.artefact import Runner, build_exporter, read_metadata
+from asvd_q.artefact import Runner, read_metadata
 from asvd_q.errors import ArtefactError
+from asvd_q.exporter_registry import build_exporter
 
 if TYPE_CHECKING:
     import torch

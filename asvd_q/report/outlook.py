@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from asvd_q.artefact import Exporter, available_exporters
+from asvd_q.artefact import Exporter
 from asvd_q.errors import AsvdQError, ExportError
+from asvd_q.exporter_registry import available_exporters
 from asvd_q.exporting import advice, make_exporter, refusal_of_model
 from asvd_q.records import Footprint
 from asvd_q.report.tables import Table, size

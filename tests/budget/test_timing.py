@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from asvd_q.artefact import TimedExporter, exporter_class, timed_exporters
+from asvd_q.artefact import TimedExporter
 from asvd_q.budget import timing
 from asvd_q.budget.counting import Count
 from asvd_q.budget.format import format_count
 from asvd_q.budget.offers import layer_offers
 from asvd_q.budget.timing import KERNELS, KernelTimes, kernel_times
 from asvd_q.errors import RecipeError
+from asvd_q.exporter_registry import exporter_class, timed_exporters
 from asvd_q.models.refs import WeightRef
 from asvd_q.plan import LayerPlan, Plan, QuantSpec
 from asvd_q.recipe import Recipe

@@ -38,7 +38,7 @@ _OPEN = """
 import sys
 from pathlib import Path
 import torch
-from asvd_q.artefact import build_exporter
+from asvd_q.exporter_registry import (build_exporter)
 
 runner = build_exporter(sys.argv[1], dict(pair.split("=") for pair in sys.argv[3:])).open(
     Path(sys.argv[2])

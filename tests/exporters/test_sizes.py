@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from asvd_q.artefact import Exporter, SizedExporter, exporter_class
+from asvd_q.artefact import Exporter, SizedExporter
 from asvd_q.errors import ExportError
+from asvd_q.exporter_registry import exporter_class
 from asvd_q.models import SourceModel
 from asvd_q.plan import LayerPlan, Plan, QuantSpec, Slot
 from asvd_q.sizes import footprint, measured_footprint, predict_files
