@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar, cast
 
 from pydantic import BaseModel
 
 from asvd_q.artefact import Refusal
-from asvd_q.errors import ExportError
+from asvd_q.errors import ExportError, MissingExtraError
 from asvd_q_exporters._options import KERNEL_BOUNDS, CheckpointOptions, coarsest
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from asvd_q.store import Store
     from asvd_q_exporters._checkpoint import CheckpointFormat
 
-__all__ = ["CheckpointExporter", "TypedExporter"]
+__all__ = ["CheckpointExporter", "TypedExporter", "require_packages"]
 
 _Options = TypeVar("_Options", bound=CheckpointOptions)
 
@@ -93,3 +94,15 @@ class CheckpointExporter(TypedExporter[_Options]):
         self.require(plan)
         dtype = self.float_type or store.float_type
         write_checkpoint(store, folder, self.format_of(plan, store.source, dtype), float_type=dtype)
+
+
+def require_packages(extra: str, purpose: str, *packages: str) -> None:
+    """Raises MissingExtraError for the first package that is not installed.
+
+    Args:
+        extra: of asvd-q, which brings them.
+        purpose: what they are needed for, as the end of a sentence.
+    """
+    for package in packages:
+        if find_spec(package.replace("-", "_")) is None:
+            raise MissingExtraError(package, extra, purpose)

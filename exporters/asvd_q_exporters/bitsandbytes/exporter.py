@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel
 
 from asvd_q.artefact import Refusal
-from asvd_q.errors import MissingExtraError
-from asvd_q_exporters._exporter import CheckpointExporter
+from asvd_q_exporters._exporter import CheckpointExporter, require_packages
 from asvd_q_exporters._options import TORCH_BOUNDS, CheckpointOptions
 from asvd_q_exporters._runner import quiet
 from asvd_q_exporters.bitsandbytes.layout import stored_bytes
@@ -66,8 +64,7 @@ class BitsAndBytesExporter(CheckpointExporter[BitsAndBytesOptions]):
             MissingExtraError: bitsandbytes is not installed.
             ArtefactError: the folder is no checkpoint, or is damaged.
         """
-        if find_spec("bitsandbytes") is None:
-            raise MissingExtraError("bitsandbytes", "nf4", "run a bitsandbytes checkpoint")
+        require_packages("nf4", "run a bitsandbytes checkpoint", "bitsandbytes")
         with quiet():
             from asvd_q_exporters.bitsandbytes.runner import open_runner
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel
 
 from asvd_q.artefact import Refusal
-from asvd_q.errors import MissingExtraError
-from asvd_q_exporters._exporter import CheckpointExporter
+from asvd_q_exporters._exporter import CheckpointExporter, require_packages
 from asvd_q_exporters._options import TORCH_BOUNDS, CheckpointOptions
 from asvd_q_exporters._runner import quiet
 from asvd_q_exporters.compressed_tensors.layout import stored_bytes
@@ -78,10 +76,8 @@ class CompressedTensorsExporter(CheckpointExporter[CompressedTensorsOptions]):
             MissingExtraError: compressed-tensors is not installed.
             ArtefactError: the folder is no checkpoint, or is damaged.
         """
-        if find_spec("compressed_tensors") is None:
-            raise MissingExtraError(
-                "compressed-tensors", "compressed-tensors", "run a compressed-tensors checkpoint"
-            )
+        package = "compressed-tensors"
+        require_packages(package, f"run a {package} checkpoint", package)
         with quiet():
             from asvd_q_exporters.compressed_tensors.runner import open_runner
 

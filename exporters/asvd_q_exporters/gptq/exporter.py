@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel
 
 from asvd_q.artefact import Refusal
-from asvd_q.errors import MissingExtraError
-from asvd_q_exporters._exporter import CheckpointExporter
+from asvd_q_exporters._exporter import CheckpointExporter, require_packages
 from asvd_q_exporters._options import CheckpointOptions
 from asvd_q_exporters._runner import quiet
 from asvd_q_exporters.gptq.layout import stored_bytes
@@ -93,8 +91,7 @@ class GptqExporter(CheckpointExporter[GptqOptions]):
             MissingExtraError: gptqmodel is not installed.
             ArtefactError: the folder is no checkpoint, or is damaged.
         """
-        if find_spec("gptqmodel") is None:
-            raise MissingExtraError("gptqmodel", "gptq", "run a GPTQ-format checkpoint")
+        require_packages("gptq", "run a GPTQ-format checkpoint", "gptqmodel")
         with quiet():
             from asvd_q_exporters.gptq import runner
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel
 
 from asvd_q.artefact import Refusal
-from asvd_q.errors import MissingExtraError
-from asvd_q_exporters._exporter import TypedExporter
+from asvd_q_exporters._exporter import TypedExporter, require_packages
 from asvd_q_exporters._options import CheckpointOptions
 from asvd_q_exporters._runner import quiet
 from asvd_q_exporters.gptq.layout import stored_bytes
@@ -84,9 +82,7 @@ class PeftExporter(TypedExporter[PeftOptions]):
             MissingExtraError: gptqmodel or peft is not installed.
             ArtefactError: the folder holds no checkpoint or no adapter, or a damaged one.
         """
-        for package in ("gptqmodel", "peft"):
-            if find_spec(package) is None:
-                raise MissingExtraError(package, "peft", "run a GPTQ checkpoint with its adapter")
+        require_packages("peft", "run a GPTQ checkpoint with its adapter", "gptqmodel", "peft")
         with quiet():
             from asvd_q_exporters.peft.runner import open_runner
 

@@ -13,13 +13,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from asvd_q.artefact import METADATA_FILE
-from asvd_q.errors import ArtefactError, ExportError, MissingExtraError
+from asvd_q.errors import ArtefactError, ExportError
 from asvd_q.metrics import relative_error
 from asvd_q.models import SourceModel
 from asvd_q.plan import QuantSpec, Slot
 from asvd_q.store import Store
 from asvd_q_exporters.bitsandbytes import BitsAndBytesExporter, BitsAndBytesOptions
-from asvd_q_exporters.bitsandbytes import exporter as exporter_module
 from tests.exporters.apart import assert_opens_silently, run_apart
 from tests.exporters.checkpoints import (
     TOKENS,
@@ -277,14 +276,6 @@ def test_damaged_artefacts_are_artefact_errors(tmp_path: Path) -> None:
         list(exporter.read(folder))
     with pytest.raises(ArtefactError):
         exporter.open(folder)
-
-
-def test_a_missing_runtime_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exporter_module, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"asvd-q\[nf4\]"):
-        BitsAndBytesExporter().open(tmp_path)
 
 
 STOCK = """

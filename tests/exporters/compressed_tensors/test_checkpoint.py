@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from asvd_q.errors import ArtefactError, ExportError, MissingExtraError
+from asvd_q.errors import ArtefactError, ExportError
 from asvd_q.metrics import relative_error
 from asvd_q.models import SourceModel
 from asvd_q.plan import FloatType, QuantSpec, Slot
@@ -20,7 +20,6 @@ from asvd_q_exporters.compressed_tensors import (
     CompressedTensorsExporter,
     CompressedTensorsOptions,
 )
-from asvd_q_exporters.compressed_tensors import exporter as exporter_module
 from tests.exporters import corrections
 from tests.exporters.apart import assert_opens_silently, run_apart
 from tests.exporters.checkpoints import (
@@ -245,14 +244,6 @@ def test_a_damaged_artefact_is_an_artefact_error(tmp_path: Path) -> None:
         list(exporter.read(folder))
     with pytest.raises(ArtefactError):
         exporter.open(folder)
-
-
-def test_a_missing_runtime_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exporter_module, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"asvd-q\[compressed-tensors\]"):
-        CompressedTensorsExporter().open(tmp_path)
 
 
 STOCK = """

@@ -11,13 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from asvd_q.errors import ArtefactError, ExportError, MissingExtraError
+from asvd_q.errors import ArtefactError, ExportError
 from asvd_q.models import SourceModel
 from asvd_q.plan import QuantSpec, Slot
 from asvd_q.store import Store
 from asvd_q_exporters._runner import loading
 from asvd_q_exporters.gptq import GptqExporter, GptqOptions
-from asvd_q_exporters.gptq import exporter as exporter_module
 from tests.exporters.apart import assert_opens_silently
 from tests.exporters.checkpoints import (
     assert_reads_back,
@@ -332,14 +331,6 @@ def test_a_damaged_artefact_is_an_artefact_error(tmp_path: Path) -> None:
         list(exporter.read(folder))
     with pytest.raises(ArtefactError):
         exporter.open(folder)
-
-
-def test_a_missing_runtime_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exporter_module, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"asvd-q\[gptq\]"):
-        GptqExporter().open(tmp_path)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from asvd_q.errors import ArtefactError, ExportError, MissingExtraError
+from asvd_q.errors import ArtefactError, ExportError
 from asvd_q.evaluation.proof import prove
 from asvd_q.evaluation.runners import model_runner
 from asvd_q.metrics import relative_error
@@ -22,7 +22,6 @@ from asvd_q.quantization import FloatWeight
 from asvd_q.store import Store, StoredLayer
 from asvd_q_exporters.gptq import GptqExporter
 from asvd_q_exporters.peft import PeftExporter, PeftOptions
-from asvd_q_exporters.peft import exporter as exporter_module
 from tests.exporters.apart import assert_opens_silently, run_apart
 from tests.exporters.checkpoints import (
     TOKENS,
@@ -241,14 +240,6 @@ def test_damage_is_an_artefact_error(store: Store, tmp_path: Path) -> None:
     (folder / "adapter" / "adapter_config.json").unlink()
     with pytest.raises(ArtefactError, match=r"adapter_config\.json"):
         list(exporter.read(folder))
-
-
-def test_a_missing_runtime_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exporter_module, "find_spec", lambda name: name != "peft" or None)
-    with pytest.raises(MissingExtraError, match=r"peft is not installed.*asvd-q\[peft\]"):
-        PeftExporter().open(tmp_path)
 
 
 STOCK = """
