@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,24 @@ def store_of(folder: Path, source: SourceModel, choose: Callable[[str], Choice])
             ],
         )
     return Store.open(folder, source)
+
+
+def some(
+    spec: QuantSpec, *, rank: int | None = 32
+) -> Callable[[str, tuple[int, int]], tuple[int | None, QuantSpec]]:
+    """For `hand_made_store`: factors for gate, q and o, dense codes for the others."""
+
+    def choose(name: str, shape: tuple[int, int]) -> tuple[int | None, QuantSpec]:
+        factorised = name.endswith(("gate_proj", "q_proj", "o_proj"))
+        return (rank if factorised else None, spec)
+
+    return choose
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """Content of a checkpoint's `config.json`."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
 
 
 def export(exporter: Exporter, store: Store, folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,11 @@ from tests.exporters.checkpoints import (
     TOKENS,
     assert_reads_back,
     assert_runs,
+    config_of,
     export,
     family,
     reference_logits,
+    some,
     store_of,
 )
 from tests.models.test_modeling import FAMILIES
@@ -39,16 +40,6 @@ WIDE = QuantSpec(method="nf4", group_size=64, double_quant=True)
 STATE = "weight.quant_state.bitsandbytes__nf4"
 WITHIN = 1e-5
 """Relative logit error of our own runner, in which torch multiplies the dequantized weights."""
-
-
-def some(spec: QuantSpec, *, rank: int | None = 64) -> Any:
-    """Factors for gate, q and o, dense codes for the others."""
-
-    def choose(name: str, shape: tuple[int, int]) -> Choice:
-        factorised = name.endswith(("gate_proj", "q_proj", "o_proj"))
-        return (rank if factorised else None, spec)
-
-    return choose
 
 
 def partly(name: str, shape: tuple[int, int]) -> Choice:
@@ -68,16 +59,11 @@ def make(folder: Path, choose: Any, **options: Any) -> Store:
     return hand_made_store(folder / "store", SourceModel.open(str(path)), choose)
 
 
-def config_of(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return config
-
-
 @pytest.mark.parametrize(
     ("choose", "options"),
     [
-        (some(NF4), {"attention_bias": True, "dtype": torch.bfloat16}),
-        (some(WIDE), {"tied": True}),
+        (some(NF4, rank=64), {"attention_bias": True, "dtype": torch.bfloat16}),
+        (some(WIDE, rank=64), {"tied": True}),
         (some(QuantSpec(method="nf4", group_size=64), rank=None), {"dtype": torch.float16}),
         (partly, {"attention_bias": True, "dtype": torch.bfloat16}),
     ],
@@ -253,7 +239,7 @@ def test_what_cannot_be_expressed_is_not_written(tmp_path: Path) -> None:
 def test_a_layer_that_transformers_keeps_in_float_is_not_written_as_codes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = make(tmp_path, some(NF4))
+    store = make(tmp_path, some(NF4, rank=64))
     monkeypatch.setattr(transformers.LlamaForCausalLM, "_keep_in_fp32_modules", ["up_proj"])
     (tmp_path / "out").mkdir()
     with pytest.raises(ExportError, match=r"layers\.0\.mlp\.up_proj: transformers would keep"):
@@ -265,7 +251,7 @@ def test_damaged_artefacts_are_artefact_errors(tmp_path: Path) -> None:
     exporter = BitsAndBytesExporter()
     with pytest.raises(ArtefactError, match="no safetensors"):
         list(exporter.read(tmp_path))
-    folder = export(exporter, make(tmp_path, some(NF4)), tmp_path / "out")
+    folder = export(exporter, make(tmp_path, some(NF4, rank=64)), tmp_path / "out")
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content.replace(b'"quant_type": "nf4"', b'"quant_type": "fp4"', 1))
@@ -297,7 +283,7 @@ def test_transformers_without_this_package(tmp_path: Path) -> None:
     """On CPUs with AVX512-BF16 its layers compute in bfloat16, whatever the checkpoint says."""
     cases: dict[str, tuple[Any, bool, torch.dtype]] = {
         # name: (choice, trust_remote_code, type)
-        "factors": (some(NF4), True, torch.float32),
+        "factors": (some(NF4, rank=64), True, torch.float32),
         "partly": (partly, True, torch.bfloat16),
         "ordinary": (some(WIDE, rank=None), False, torch.float32),
     }
@@ -319,5 +305,5 @@ def test_transformers_without_this_package(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_opening_is_silent(tmp_path: Path) -> None:
-    folder = export(BitsAndBytesExporter(), make(tmp_path, some(NF4)), tmp_path / "out")
+    folder = export(BitsAndBytesExporter(), make(tmp_path, some(NF4, rank=64)), tmp_path / "out")
     assert_opens_silently("bitsandbytes", folder)

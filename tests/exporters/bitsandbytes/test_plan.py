@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from asvd_q.plan import FloatType, Form, LayerPlan, Plan, QuantSpec, Slot
+from asvd_q.plan import Form, LayerPlan, Plan, QuantSpec, Slot
 from asvd_q_exporters.bitsandbytes import BitsAndBytesExporter, BitsAndBytesOptions
 
 NF4 = QuantSpec(method="nf4", group_size=64)
@@ -108,22 +108,6 @@ def test_bytes_by_hand() -> None:
     assert exporter.stored_bytes(layer(weight=None)) == 4 * 128 * 192
     mixed = exporter.stored_bytes(layer(rank=64, B=None))
     assert mixed == 4 * 64 * 192 + 128 * 64 // 2 + 4 * 128 + 4 * 16 + state - 1  # [128, 64]
-
-
-def test_bounds_follow_the_coarsest_type() -> None:
-    pairs: list[tuple[FloatType, FloatType | None]] = [
-        ("float32", None),
-        ("float16", None),
-        ("bfloat16", None),
-        ("float32", "bfloat16"),
-    ]
-    errors = [
-        BitsAndBytesExporter(
-            BitsAndBytesOptions(compute_dtype=compute, dtype=stored)
-        ).bounds.relative_error
-        for compute, stored in pairs
-    ]
-    assert errors[0] < errors[1] < errors[2] == errors[3]
 
 
 def test_planning_imports_nothing_heavy() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from asvd_q.budget.counting import Count
-from asvd_q.plan import FloatType, LayerPlan, Plan, QuantSpec, Slot, store_bytes
+from asvd_q.plan import LayerPlan, Plan, QuantSpec, Slot
 from asvd_q_exporters.compressed_tensors import (
     CompressedTensorsExporter,
     CompressedTensorsOptions,
@@ -130,31 +130,3 @@ def test_bytes_by_hand() -> None:
     assert half.stored_bytes(pair(b=None, rank=7, weight=two, a=None)) == q + 2 * 7 * (64 + 96)
     odd = dense(QuantSpec(bits=5, group_size=-1), (3, 33))
     assert exporter.stored_bytes(odd) == 4 * 3 * 6 + 2 * 3 + 16
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_float_matrices_count_in_the_type_that_the_plan_predicted(dtype: FloatType) -> None:
-    layer = pair(b=None)
-    predicted = sum(
-        store_bytes(shape, layer.quantization[slot], dtype)
-        for slot, shape in layer.slot_shapes().items()
-    )
-    known = layer.model_copy(update={"predicted_bytes": predicted})
-    exporter = CompressedTensorsExporter(CompressedTensorsOptions(dtype=dtype))
-    assert CompressedTensorsExporter().stored_bytes(known) == exporter.stored_bytes(layer)
-
-
-def test_bounds_follow_the_coarsest_type() -> None:
-    pairs: list[tuple[FloatType, FloatType | None]] = [
-        ("float32", None),
-        ("float16", None),
-        ("bfloat16", None),
-        ("float32", "bfloat16"),
-    ]
-    errors = [
-        CompressedTensorsExporter(
-            CompressedTensorsOptions(compute_dtype=compute, dtype=stored)
-        ).bounds.relative_error
-        for compute, stored in pairs
-    ]
-    assert errors[0] < errors[1] < errors[2] == errors[3]

@@ -21,8 +21,10 @@ from tests.exporters.apart import assert_opens_silently
 from tests.exporters.checkpoints import (
     assert_reads_back,
     assert_runs,
+    config_of,
     export,
     family,
+    some,
     store_of,
 )
 from tests.models.test_modeling import FAMILIES
@@ -39,24 +41,9 @@ WITHIN = 5e-3
 """Relative logit error of gptqmodel's float32 path, whose products are rounded to float16."""
 
 
-def some(spec: QuantSpec, *, rank: int | None = 32) -> Any:
-    """Factors for gate, q and o, dense codes for the others."""
-
-    def choose(name: str, shape: tuple[int, int]) -> Choice:
-        factorised = name.endswith(("gate_proj", "q_proj", "o_proj"))
-        return (rank if factorised else None, spec)
-
-    return choose
-
-
 def make(folder: Path, choose: Any, **options: Any) -> Store:
     source = SourceModel.open(str(tiny_llama(folder / "model", **options)))
     return hand_made_store(folder / "store", source, choose)
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return config
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from asvd_q.plan import FloatType, LayerPlan, Plan, QuantSpec, Slot, store_bytes
+from asvd_q.plan import LayerPlan, Plan, QuantSpec, Slot
 from asvd_q_exporters.gptq import GptqExporter, GptqOptions
 
 INT4 = QuantSpec(bits=4, group_size=32)
@@ -154,29 +154,3 @@ def test_bytes_by_hand() -> None:
     half = GptqExporter(GptqOptions(dtype="float16"))
     assert half.stored_bytes(factors(b=None)) == a + 2 * 32 * 96
     assert half.stored_bytes(dense(spec=None)) == 2 * 64 * 96
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_float_matrices_count_in_the_type_that_the_plan_predicted(dtype: FloatType) -> None:
-    layer = factors(b=None)
-    predicted = sum(
-        store_bytes(shape, layer.quantization[slot], dtype)
-        for slot, shape in layer.slot_shapes().items()
-    )
-    known = layer.model_copy(update={"predicted_bytes": predicted})
-    exporter = GptqExporter(GptqOptions(dtype=dtype))
-    assert GptqExporter().stored_bytes(known) == exporter.stored_bytes(layer)
-
-
-def test_bounds_follow_the_coarsest_type() -> None:
-    pairs: list[tuple[FloatType, FloatType | None]] = [
-        ("float32", None),
-        ("float16", None),
-        ("bfloat16", None),
-        ("float32", "bfloat16"),
-    ]
-    errors = [
-        GptqExporter(GptqOptions(compute_dtype=compute, dtype=stored)).bounds.relative_error
-        for compute, stored in pairs
-    ]
-    assert errors[0] < errors[1] < errors[2] == errors[3]

@@ -15,7 +15,7 @@ from asvd_q.models import SourceModel
 from asvd_q.plan import QuantSpec
 from asvd_q.store import Store
 from asvd_q_exporters.gptq import GptqExporter, GptqOptions
-from tests.exporters.checkpoints import TOKENS, export, family, reference_logits, store_of
+from tests.exporters.checkpoints import TOKENS, export, family, reference_logits, some, store_of
 from tests.exporters.gptq.stock import Job, run_stock
 from tests.support import WREN, Choice, hand_made_store, tiny_llama
 
@@ -24,16 +24,6 @@ EXACT = 5e-3
 """Relative logit error of gptqmodel's float32 path, whose products are rounded to float16."""
 COARSE = 5e-2
 """Where the kernel, or the loader, computes in bfloat16."""
-
-
-def some(spec: QuantSpec | None, *, rank: int | None = 32) -> Any:
-    """Factors for gate, q and o, dense codes for the others."""
-
-    def choose(name: str, shape: tuple[int, int]) -> Choice:
-        factorised = name.endswith(("gate_proj", "q_proj", "o_proj"))
-        return (rank if factorised else None, spec)
-
-    return choose
 
 
 def mixed(name: str, shape: tuple[int, int]) -> Choice:
