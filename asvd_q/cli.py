@@ -133,48 +133,18 @@ def plan(
 ) -> None:
     """What a recipe would do: layers, ranks, bytes, memory, time, exporters. Changes nothing."""
     loaded = _load(recipe, with_budget(overrides, size, bits_per_weight))
-    from asvd_q.budget.solving import BudgetResult
     from asvd_q.pipeline import prepare_known
-    from asvd_q.report import tables
-    from asvd_q.report.budget import budget_summary
-    from asvd_q.report.estimate import estimate
-    from asvd_q.report.outlook import export_outlooks, outlook_remarks, outlook_table
-    from asvd_q.report.tables import plan_table, print_table
+    from asvd_q.report.planned import plan_content, plan_remarks, plan_tables, planned
+    from asvd_q.report.tables import print_table
 
-    prepared, found = prepare_known(loaded)
-    needed = estimate(prepared.recipe, prepared.skeleton, prepared.plan)
-    outlooks = export_outlooks(prepared)
+    found = planned(*prepare_known(loaded))
     if as_json:
-        content = {
-            "plan": prepared.plan.model_dump(mode="json"),
-            "kept_ratio": prepared.plan.kept_ratio,
-            "predicted_bytes": prepared.plan.predicted_bytes,
-            "predicted_loss": found.predicted_loss if found is not None else None,
-            "estimate": needed.model_dump(mode="json"),
-            "exporters": [one.model_dump(mode="json") for one in outlooks],
-            "warnings": prepared.warnings,
-            "untouched": dict(prepared.skeleton.untouched),
-        }
-        print(json.dumps(content, indent=1))  # noqa: T201
+        print(json.dumps(plan_content(found), indent=1))  # noqa: T201
         return
-    console = _console()
-    print_table(console, plan_table(prepared.plan.layers, f"Plan for {prepared.source.name}"))
-    print_table(console, outlook_table(outlooks))
-    for remark in outlook_remarks(outlooks):
+    for table in plan_tables(found):
+        print_table(_console(), table)
+    for remark in plan_remarks(found):
         _say(remark)
-    _say(
-        f"kept {prepared.plan.kept_ratio:.4f} of the layers' parameters; the model as a store "
-        f"counts it: {tables.size(prepared.plan.predicted_bytes)}"
-    )
-    if isinstance(found, BudgetResult):
-        for line in budget_summary(found):
-            _say(line)
-    for warning in prepared.warnings:
-        _say(f"warning: {warning}")
-    _say(
-        f"compression on {prepared.device}: about {tables.size(needed.memory_bytes)} of memory and "
-        f"{needed.seconds:.0f} s, within a factor of two; nothing was changed"
-    )
 
 
 @app.command()
