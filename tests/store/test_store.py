@@ -4,56 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from asvd_q.errors import ResourceError, StoreError
-from asvd_q.files import sha256
+from asvd_q.errors import StoreError
 from asvd_q.models import SourceModel
 from asvd_q.models.skeleton import build_skeleton
 from asvd_q.plan import LayerPlan, Plan, QuantSpec
 from asvd_q.quantization import FloatWeight, StoredWeight, quantize
 from asvd_q.records import ArtefactMetadata, LayerRecord
-from asvd_q.store import Store, StoredLayer, StoreHeader, is_store, store_metadata
+from asvd_q.store import Store, StoredLayer, StoreHeader, store_metadata
+from tests.compression.job import hashes
 from tests.models.families import save_family
-from tests.support import Choice, hand_made_store, tiny_llama
-
-CHOICES: dict[str, Choice] = {
-    "q_proj": (8, None),
-    "k_proj": (None, QuantSpec(bits=3, group_size=16, symmetric=False)),
-    "v_proj": (4, QuantSpec(bits=4, group_size=32, clip="mse")),
-    "o_proj": (None, QuantSpec(method="nf4", group_size=128)),
-    "gate_proj": (6, QuantSpec(bits=8, group_size=-1, symmetric=False)),
-    "up_proj": (5, QuantSpec(method="nf4", double_quant=True)),
-}
-"""Every kind of content; the other layers are left alone."""
-
-
-def choose(name: str, shape: tuple[int, int]) -> Choice:
-    return CHOICES.get(name.rsplit(".", 1)[-1], (None, None))
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> SourceModel:
-    folder = tmp_path_factory.mktemp("model")
-    return SourceModel.open(str(tiny_llama(folder, hidden=32, intermediate=48)))
-
-
-@pytest.fixture
-def store(source: SourceModel, tmp_path: Path) -> Store:
-    return hand_made_store(tmp_path / "store", source, choose)
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+from tests.store.given import CHOICES, choose
+from tests.support import hand_made_store, tiny_llama
 
 
 def expected_weights(store: Store) -> dict[str, StoredWeight]:
@@ -238,96 +205,6 @@ def test_nothing_is_written_outside_the_folder(source: SourceModel, tmp_path: Pa
     assert hashes(source.path) == before
 
 
-def drop_last_bytes(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def flip_a_byte(path: Path) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[-10] ^= 1
-    path.write_bytes(raw)
-
-
-def empty_object(path: Path) -> None:
-    path.write_text("{}")
-
-
-DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "tensors-truncated": ("safetensors", drop_last_bytes),
-    "tensors-altered": ("safetensors", flip_a_byte),
-    "tensors-missing": ("safetensors", Path.unlink),
-    "record-missing": ("json", Path.unlink),
-    "record-truncated": ("json", drop_last_bytes),
-    "record-empty": ("json", empty_object),
-    "record-no-text": ("json", lambda path: path.write_bytes(b"\xff\xfe\x00")),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_block_is_unfinished_and_the_store_does_not_open(kind: str, store: Store) -> None:
-    suffix, damage = DAMAGE[kind]
-    if kind == "record-truncated":
-        (store.folder / "blocks" / "00001.json").write_text("{")
-    else:
-        damage(store.folder / "blocks" / f"00001.{suffix}")
-    assert store.is_finished(0)
-    assert not store.is_finished(1)
-    with pytest.raises(StoreError, match=r"not finished or damaged \(block 00001\)") as caught:
-        Store.open(store.folder, store.source)
-    assert str(store.folder) in str(caught.value)
-
-
-def test_a_block_without_its_record_is_written_again(store: Store) -> None:
-    """A run killed between the two files must not take the tensors for granted."""
-    before = hashes(store.folder)
-    layers = [layer for layer in store.layers() if layer.record.block == 1]
-    (store.folder / "blocks" / "00001.json").unlink()
-    again = Store.create(store.folder, store.header, store.source)
-    assert [block for block in again.blocks() if not again.is_finished(block)] == [1]
-    assert [record.block for record in again.records()] == [0] * 7
-    again.write_block(1, layers)
-    assert hashes(store.folder) == before
-
-
-def test_the_record_is_gone_while_tensors_are_rewritten(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    layers = [layer for layer in store.layers() if layer.record.block == 1]
-
-    def fail(tensors: object, path: object) -> None:
-        assert not (store.folder / "blocks" / "00001.json").exists()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("asvd_q.store.store.save_file", fail)
-    with pytest.raises(KeyboardInterrupt):
-        store.write_block(1, layers)
-    assert not store.is_finished(1)
-    assert not list(store.folder.rglob("*.partial"))
-
-
-def test_a_disk_that_cannot_be_written_is_told_in_one_line(store: Store) -> None:
-    layers = [layer for layer in store.layers() if layer.record.block == 1]
-    shutil.rmtree(store.folder / "blocks")
-    with pytest.raises(ResourceError, match=r"cannot write .*00001\.safetensors") as caught:
-        store.write_block(1, layers)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", ["", "{", "{}", '{"version": 2}'])
-def test_a_damaged_header_is_told_in_one_line(content: str, store: Store) -> None:
-    (store.folder / "store.json").write_text(content)
-    for read in (Store.open, lambda folder, source: Store.create(folder, store.header, source)):
-        with pytest.raises(StoreError, match=r"store\.json is damaged or of another") as caught:
-            read(store.folder, store.source)
-        assert "\n" not in str(caught.value)
-
-
-def test_a_folder_that_is_no_store(tmp_path: Path, source: SourceModel) -> None:
-    assert not is_store(tmp_path)
-    with pytest.raises(StoreError, match="is not a store"):
-        Store.open(tmp_path, source)
-
-
 def test_a_store_takes_the_place_of_one_it_was_told_of(store: Store) -> None:
     """Nothing of the old one is taken for its own."""
     other = store.header.model_copy(update={"key": "other"})
@@ -378,14 +255,6 @@ def test_a_store_opens_over_a_copy_of_its_model(store: Store, tmp_path: Path) ->
 def test_an_unknown_layer_is_told_by_name(store: Store) -> None:
     with pytest.raises(StoreError, match=r"has no layer called model\.layers\.9\.x"):
         store.layer("model.layers.9.x")
-
-
-def test_tensors_damaged_after_opening_are_told_by_layer(store: Store) -> None:
-    drop_last_bytes(store.folder / "blocks" / "00000.safetensors")
-    with pytest.raises(
-        StoreError, match=r"00000\.safetensors is damaged at model\.layers\.0\.self"
-    ):
-        store.layer("model.layers.0.self_attn.q_proj")
 
 
 def test_metadata_says_what_the_store_is_and_nothing_of_time_or_place(store: Store) -> None:
