@@ -8,7 +8,8 @@ from asvd_q.artefact import WHOLE_MODEL, Refusal
 from asvd_q.errors import ExportError
 from asvd_q.plan import Plan
 from asvd_q.quantization import TORCH_TYPES
-from asvd_q_exporters.onnx.graph import example_past, quiet
+from asvd_q_exporters.onnx.decoders import example_past
+from asvd_q_exporters.onnx.graph import quiet
 from asvd_q_exporters.onnx.skeleton import build_skeleton
 
 if TYPE_CHECKING:

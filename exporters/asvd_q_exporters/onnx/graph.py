@@ -2,53 +2,36 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
 from asvd_q.errors import ExportError, first_line
+from asvd_q_exporters.onnx.decoders import (
+    Decoder,
+    Past,
+    example_inputs,
+    example_past,
+    fused_attention,
+)
+from asvd_q_exporters.onnx.fused.merge import Merged, merge_products
+from asvd_q_exporters.onnx.fused.passes import drop_reshapes, fuse_residuals
 
 if TYPE_CHECKING:
     import onnx_ir
 
-__all__ = ["example_past", "quiet", "trace"]
+__all__ = ["Traced", "quiet", "trace"]
 
 _BATCH, _NEW, _PAST, _ALL = "batch_size", "sequence_length", "past_sequence_length", "total_length"
 
-
-class _Decoder(nn.Module):
-    """A causal model as a function of tokens and past keys and values."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        position_ids: Tensor,
-        past: list[tuple[Tensor, Tensor]],
-    ) -> tuple[Tensor, ...]:
-        from transformers import DynamicCache
-
-        cache = DynamicCache(past)
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        present = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-        return (output.logits, *present)
+_LARGEST_CONSTANT = 1024
+"""Elements. Larger ones, such as tables of cosines, are computed when the file is loaded."""
 
 
 @contextmanager
@@ -64,7 +47,25 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def trace(model: Any, dtype: torch.dtype, opset: int, shared: Mapping[str, str]) -> onnx_ir.Model:
+@dataclass(frozen=True)
+class Traced:
+    """A graph without values.
+
+    Attributes:
+        model: its parameters are initializers without a value.
+        merged: initializers that hold several parameters.
+        shares_buffers: whether past and present may be the same memory, with room for more tokens
+            than there are.
+    """
+
+    model: onnx_ir.Model
+    merged: tuple[Merged, ...]
+    shares_buffers: bool
+
+
+def trace(
+    model: Any, dtype: torch.dtype, opset: int, shared: Mapping[str, str], *, fused: bool
+) -> Traced:
     """Trace a causal language model.
 
     Args:
@@ -72,103 +73,54 @@ def trace(model: Any, dtype: torch.dtype, opset: int, shared: Mapping[str, str])
         dtype: of keys and values.
         opset: of the standard operators.
         shared: names of parameters that are another one of the model → the name to keep.
+        fused: use ONNX Runtime's own operators for more than one step at a time.
 
     Returns:
-        The graph. Its parameters are initializers without a value, under the names they have
-        in `model`; its inputs and outputs are named as optimum names them.
+        The graph. Parameters have the names they have in `model`; inputs and outputs are named as
+        optimum names them.
 
     Raises:
         ExportError: torch cannot trace this architecture.
     """
     parameters = {f"model.{name}" for name, _ in model.named_parameters(remove_duplicate=False)}
-    traced = _traced(_Decoder(model).eval(), example_past(model, dtype), opset)
-    weights = [value for name, value in traced.graph.initializers.items() if name in parameters]
+    past = example_past(model, dtype)
+    attention = fused_attention(model, past) if fused else None
+    with attention.installed() if attention else nullcontext():
+        traced = _traced(Decoder(model, attention).eval(), past, opset)
+    graph = traced.graph
+    weights = [value for name, value in graph.initializers.items() if name in parameters]
     # As inputs the optimizer cannot fold them: a placeholder's value must not end up in a node.
     for value in weights:
-        del traced.graph.initializers[value.name]
+        del graph.initializers[value.name]
         value.const_value = None
-        traced.graph.inputs.append(value)
+        graph.inputs.append(value)
     _optimize(traced)
     for value in weights:
-        traced.graph.inputs.remove(value)
-    constants = list(traced.graph.initializers.values())
-    traced.graph.initializers.clear()
+        graph.inputs.remove(value)
+    constants = list(graph.initializers.values())
+    graph.initializers.clear()
     for value in [*weights, *constants]:
         name = value.name.removeprefix("model.")
         value.name = shared.get(name, name)  # the tracer keeps any one of a parameter's names
-        traced.graph.initializers[value.name] = value
+        graph.initializers[value.name] = value
+    drop_reshapes(graph)
+    merged: tuple[Merged, ...] = ()
+    if fused:
+        fuse_residuals(graph)
+        merged = merge_products(graph)
     _name_inputs_and_outputs(traced)
     _strip(traced)
-    return traced
+    return Traced(traced, merged, shares_buffers=attention is not None)
 
 
-def example_past(model: Any, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """Example keys and values: (batch 2, heads, past 3, width of a head) of every block.
-
-    Seen on a run without values: configurations do not all say how many heads are cached.
-
-    Raises:
-        ExportError: it fails, or computes what ONNX Runtime has no kernels for.
-    """
-    from torch._subclasses import FakeTensorMode
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
-    # Rotary embeddings keep what they compute: that must not stay in the model that is traced.
-    model = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    half = _InBfloat16()  # type: ignore[no-untyped-call]
-    try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), half:
-            tokens = torch.zeros((2, 3), dtype=torch.int64)
-            model(input_ids=tokens, past_key_values=cache, use_cache=True)
-        past = [
-            tuple(torch.zeros(part.shape, dtype=dtype) for part in (layer.keys, layer.values))
-            for layer in cache.layers
-        ]
-    except Exception as error:  # whatever a model does without values, or with this cache
-        raise ExportError(
-            f"it does not run without values, so that it cannot be traced: {first_line(error)}"
-        ) from error
-    if half.found is not None:
-        raise ExportError(
-            f"it computes {half.found} in bfloat16 whatever its own type, which ONNX Runtime does "
-            "not do on a CPU"
-        )
-    return [(keys, values) for keys, values in past]
-
-
-class _InBfloat16(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Remembers the first operator that computes in bfloat16; casts and views do not."""
-
-    found: str | None = None
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        computes = not func.is_view and func.overloadpacket not in _CASTS
-        reads = any(map(_is_bfloat16, args))
-        if self.found is None and computes and reads and _is_bfloat16(result):
-            self.found = func.overloadpacket.__name__
-        return result
-
-
-_CASTS = {torch.ops.aten._to_copy, torch.ops.aten.clone, torch.ops.aten._unsafe_view}
-
-
-def _is_bfloat16(value: object) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.bfloat16
-
-
-def _traced(decoder: nn.Module, past: list[tuple[Tensor, Tensor]], opset: int) -> onnx_ir.Model:
+def _traced(decoder: nn.Module, past: Past, opset: int) -> onnx_ir.Model:
     from torch.onnx import OnnxExporterError
 
     free = torch.export.Dim.DYNAMIC
-    tokens = torch.zeros((2, 2), dtype=torch.int64)
     try:
         program = torch.onnx.export(
             decoder,
-            (tokens, torch.ones((2, 5), dtype=torch.int64), tokens.clone(), past),
+            example_inputs(past),
             dynamic_shapes=(
                 *({0: free, 1: free} for _ in range(3)),
                 [({0: free, 2: free}, {0: free, 2: free}) for _ in past],
@@ -196,13 +148,14 @@ def _reason(error: BaseException) -> str:
 def _optimize(model: onnx_ir.Model) -> None:
     from onnxscript import optimizer
 
-    optimizer.optimize(model)
+    optimizer.optimize(model, output_size_limit=_LARGEST_CONSTANT)
 
 
 def _name_inputs_and_outputs(model: onnx_ir.Model) -> None:
     import onnx_ir
 
-    count = (len(model.graph.outputs) - 1) // 2
+    graph = model.graph
+    count = (len(graph.outputs) - 1) // 2
     layers = [f"{index}.{kind}" for index in range(count) for kind in ("key", "value")]
     tokens = {
         "input_ids": (_BATCH, _NEW),
@@ -211,12 +164,14 @@ def _name_inputs_and_outputs(model: onnx_ir.Model) -> None:
     }
     inputs = [*tokens, *(f"past_key_values.{layer}" for layer in layers)]
     outputs = ["logits", *(f"present.{layer}" for layer in layers)]
-    for value, name in zip(model.graph.inputs, inputs, strict=True):
+    for value, name in zip(list(graph.inputs), inputs, strict=True):
         value.name = name
         assert value.shape is not None
         dims = tokens.get(name, (_BATCH, value.shape[1], _PAST, value.shape[-1]))
         value.shape = onnx_ir.Shape(dims)
-    for value, name in zip(model.graph.outputs, outputs, strict=True):
+        if name == "position_ids" and not value.uses():
+            graph.inputs.remove(value)  # the operator counts positions itself
+    for value, name in zip(graph.outputs, outputs, strict=True):
         value.name = name
         assert value.shape is not None
         middle = (_NEW,) if name == "logits" else (value.shape[1], _ALL)

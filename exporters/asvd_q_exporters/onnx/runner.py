@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,24 @@ import torch
 from torch import Tensor
 
 from asvd_q.errors import ArtefactError, first_line
+from asvd_q_exporters.onnx.buffers import Buffers, SharedPast
 from asvd_q_exporters.onnx.session import PROVIDERS, session_options
 
 __all__ = ["OnnxRunner"]
 
 _MODEL_FILE = "model.onnx"
-_PAST = "past_key_values."
+_PAST, _PRESENT = "past_key_values.", "present."
+_POSITIONS = "position_ids"
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+OrtValues = Sequence[onnxruntime.OrtValue]
 
 
 class OnnxRunner:
     """A `Runner` over an ONNX Runtime session on the CPU.
 
-    The cache is the list of present keys and values, which stay in the runtime's memory.
+    Keys and values stay in the runtime's memory, and where the graph allows it, new ones are
+    written behind the old ones.
 
     Raises:
         ArtefactError: `folder` has no model.onnx, or the runtime cannot load it.
@@ -44,37 +49,84 @@ class OnnxRunner:
                 f"{path} cannot be loaded by ONNX Runtime ({reason}): export it again"
             ) from error
         self.runtime = f"onnxruntime {onnxruntime.__version__} CPU"
-        self._past = [one for one in self.session.get_inputs() if one.name.startswith(_PAST)]
-        self._outputs = [one.name for one in self.session.get_outputs()]
+        inputs = self.session.get_inputs()
+        properties = self.session.get_modelmeta().custom_metadata_map
+        self._in_place = properties.get("asvd_q.buffers") == "shared"
+        self._past = [one for one in inputs if one.name.startswith(_PAST)]
+        self._has_positions = any(one.name == _POSITIONS for one in inputs)
 
     def forward(self, input_ids: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
         """See `asvd_q.artefact.Runner.forward`."""
         batch, tokens = input_ids.shape
-        past = self._empty(batch) if cache is None else cache
-        length = past[0].shape()[2] if past else 0
-        positions = torch.arange(length, length + tokens).expand(batch, tokens)
-        feeds = {
-            "input_ids": _value(input_ids),
-            "attention_mask": _value(torch.ones((batch, length + tokens), dtype=torch.int64)),
-            "position_ids": _value(positions),
-        }
-        feeds |= {one.name: value for one, value in zip(self._past, past, strict=True)}
-        logits, *present = self.session.run_with_ort_values(self._outputs, feeds)
-        return torch.from_numpy(logits.numpy()).float(), present
+        if cache is None:
+            return self._first(input_ids)
+        if batch > 1 and tokens > 1 and self._in_place:
+            # The operator takes several tokens behind others of one sequence only.
+            logits = []
+            for index in range(tokens):
+                found, cache = self.forward(input_ids[:, index : index + 1], cache)
+                logits.append(found)
+            return torch.cat(logits, dim=1), cache
+        return self._next(input_ids, cache)
 
     def score(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """See `asvd_q.artefact.Runner.score`."""
         for batch in batches:
             yield self.forward(batch)[0]
 
-    def _empty(self, batch: int) -> list[onnxruntime.OrtValue]:
-        return [
+    def _first(self, input_ids: Tensor) -> tuple[Tensor, Any]:
+        """Tokens with none before them; the runtime makes room for their keys and values."""
+        past = [
             onnxruntime.OrtValue.ortvalue_from_numpy(
-                np.zeros((batch, one.shape[1], 0, one.shape[3]), _FLOATS[one.type])
+                np.zeros((input_ids.shape[0], one.shape[1], 0, one.shape[3]), _FLOATS[one.type])
             )
             for one in self._past
         ]
+        logits, present = self._run(input_ids, 0, past, None)
+        if not self._in_place:
+            return logits, present
+        length = input_ids.shape[1]
+        return logits, SharedPast(Buffers(present, length, length), length)
 
+    def _next(self, input_ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        tokens = input_ids.shape[1]
+        if not isinstance(cache, SharedPast):
+            return self._run(input_ids, cache[0].shape()[2] if cache else 0, cache, None)
+        cache = cache.with_room(tokens)
+        values = cache.buffers.values
+        logits, _ = self._run(input_ids, cache.length, values, values)
+        return logits, cache.extended(tokens)
 
-def _value(tensor: Tensor) -> onnxruntime.OrtValue:
-    return onnxruntime.OrtValue.ortvalue_from_numpy(tensor.contiguous().numpy())
+    def _run(
+        self, input_ids: Tensor, length: int, past: OrtValues, present: OrtValues | None
+    ) -> tuple[Tensor, list[onnxruntime.OrtValue]]:
+        """One pass.
+
+        Args:
+            length: tokens in the past.
+            present: where keys and values go; None has the runtime make room.
+
+        Returns:
+            Logits (batch, tokens, vocabulary), and keys and values.
+        """
+        batch, tokens = input_ids.shape
+        feeds = {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones((batch, length + tokens), dtype=torch.int64),
+        }
+        if self._has_positions:
+            feeds[_POSITIONS] = torch.arange(length, length + tokens).expand(batch, tokens)
+        binding = self.session.io_binding()
+        for name, tensor in feeds.items():
+            binding.bind_cpu_input(name, tensor.contiguous().numpy())
+        binding.bind_output("logits")
+        for index, one in enumerate(self._past):
+            binding.bind_ortvalue_input(one.name, past[index])
+            name = one.name.replace(_PAST, _PRESENT)
+            if present is None:
+                binding.bind_output(name)
+            else:
+                binding.bind_ortvalue_output(name, present[index])
+        self.session.run_with_iobinding(binding)
+        logits, *values = binding.get_outputs()
+        return torch.from_numpy(logits.numpy()).float(), values

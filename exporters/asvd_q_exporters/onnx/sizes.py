@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["artefact_bytes"]
 
 _GRAPH = 3900
-_BLOCK = 3750
+_BLOCK = 1750
 """Bytes of what a graph has once and in every block, without its matrices and names of weights.
 
 Measured on blocks of Llama (3.8 kB), Phi-3 (3.8), Qwen3 (4.6), Gemma 2 (5.0), GPT-2 (2.6) and
@@ -54,7 +54,7 @@ def artefact_bytes(plan: Plan, source: SourceModel, options: OnnxOptions) -> Art
     inside, outside = saved_bytes(tensors, options.external_data)
     metadata = expected_metadata(plan, source, "onnx", options.model_dump(mode="json"))
     model = inside + sum(
-        property_bytes(key, value) for key, value in properties(metadata, skeleton).items()
+        property_bytes(key, value) for key, value in properties(metadata, skeleton.shared).items()
     )
     model += _GRAPH + _BLOCK * int(source.config.get_text_config().num_hidden_layers)
     model += sum(len(name) + 2 for name in parameters)

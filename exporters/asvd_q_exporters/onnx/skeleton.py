@@ -13,6 +13,7 @@ from torch import nn
 from asvd_q.errors import ExportError
 from asvd_q.models import SourceModel
 from asvd_q.plan import LayerPlan, Plan, Slot
+from asvd_q_exporters.onnx.fused import fuse_norms
 from asvd_q_exporters.onnx.layers import FloatLinear, TiedHead, stand_in
 from asvd_q_exporters.onnx.placeholders import placeholder
 
@@ -61,11 +62,14 @@ def build_skeleton(
     same_factors: Mapping[str, str],
     dtype: torch.dtype,
     accuracy_level: int,
+    *,
+    fused: bool = True,
 ) -> Skeleton:
     """Build the architecture on the meta device and put the stand-ins in.
 
     Args:
         same_factors: corrected layer → the one whose B it shares.
+        fused: norms too become operators of ONNX Runtime's own.
 
     Raises:
         ExportError: a stored layer is no linear layer of this architecture.
@@ -93,6 +97,8 @@ def build_skeleton(
     for name, _ in model.named_parameters(remove_duplicate=False):
         if name not in shared and name not in origins:
             origins[name] = Origin(tensor=stored[name])
+    if fused:
+        fuse_norms(model)
     return Skeleton(model.eval(), origins, shared)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,9 @@ READERS: Mapping[str, Callable[..., NDArray[np.float32]]] = {
 }
 """By operator: its attributes, then its inputs after the activations, to float32 (out, in)."""
 
+_PARTS = 3
+"""Inputs that hold a matrix, at most: codes, scales, zero points."""
+
 
 def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
     """Every layer of the artefact's records: name, and float32 (out, in) by slot.
@@ -59,6 +63,12 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
         if node.op_type in READERS
     }
     shared = json.loads(properties.get("asvd_q.shared", "{}"))
+    merged = json.loads(properties.get("asvd_q.merged", "{}"))
+    within = {
+        member: (name, slice(*rows))
+        for name, members in merged.items()
+        for member, rows in members.items()
+    }
     held = {name.rpartition(".")[0]: other.rpartition(".")[0] for name, other in shared.items()}
 
     def array(name: str) -> NDArray[Any]:
@@ -68,7 +78,7 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
             raise ArtefactError(f"{path} holds no readable {name}; export it again") from error
         return values
 
-    def matrix(prefix: str, shape: tuple[int, int], spec: QuantSpec | None) -> NDArray[np.float32]:
+    def matrix(prefix: str, spec: QuantSpec | None) -> NDArray[np.float32]:
         weight = f"{prefix}.weight"
         if weight in shared:
             return array(shared[weight]).astype(np.float32)
@@ -78,17 +88,30 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
         if node is None:
             raise ArtefactError(f"{path} has no node with the codes of {prefix}; export it again")
         attributes = {entry.name: entry.i for entry in node.attribute}
+        names = node.input[1 : _PARTS + 1]  # a bias may follow
         try:
-            return READERS[node.op_type](attributes, *map(array, node.input[1:])).reshape(shape)
+            return READERS[node.op_type](attributes, *(array(name) for name in names if name))
         except (KeyError, TypeError, ValueError) as error:
             raise ArtefactError(f"{path}: {prefix} does not fit its own node") from error
+
+    held_rows = lru_cache(maxsize=1)(matrix)
+
+    def member(prefix: str, shape: tuple[int, int], spec: QuantSpec | None) -> NDArray[np.float32]:
+        if prefix in within:
+            name, rows = within[prefix]
+            values = held_rows(name, spec)[rows]
+        else:
+            values = matrix(prefix, spec)
+        if values.size != shape[0] * shape[1]:
+            raise ArtefactError(f"{path}: {prefix} has not the shape that its record says")
+        return values.reshape(shape)
 
     for record in _metadata(folder, properties).layers:
         yield (
             record.name,
             {
                 slot: torch.from_numpy(
-                    np.ascontiguousarray(matrix(prefix, shape, record.quantization[slot]))
+                    np.ascontiguousarray(member(prefix, shape, record.quantization[slot]))
                 )
                 for slot, prefix, shape in _matrices(record, held)
             },

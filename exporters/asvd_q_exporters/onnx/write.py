@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from asvd_q.errors import ExportError
 from asvd_q.files import write_text
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.store import Store
-from asvd_q_exporters.onnx.graph import quiet, trace
+from asvd_q_exporters.onnx.graph import Traced, quiet, trace
 from asvd_q_exporters.onnx.save import save
 from asvd_q_exporters.onnx.sharing import same_factors
-from asvd_q_exporters.onnx.skeleton import Origin, Skeleton, build_skeleton
+from asvd_q_exporters.onnx.skeleton import Skeleton, build_skeleton
 from asvd_q_exporters.onnx.tensors import TensorReader
 
 if TYPE_CHECKING:
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
     from asvd_q_exporters.onnx.exporter import OnnxOptions
 
 __all__ = [
+    "BUFFERS_KEY",
     "CONFIG_FILE",
+    "MERGED_KEY",
     "METADATA_KEY",
     "SHARED_KEY",
     "build_model",
@@ -39,6 +44,12 @@ CONFIG_FILE = "config.json"
 METADATA_KEY = "asvd_q"
 SHARED_KEY = "asvd_q.shared"
 """Metadata property with the parameters that the file holds under another's name, as JSON."""
+
+MERGED_KEY = "asvd_q.merged"
+"""Metadata property with the matrices that the file holds as one, in the order of rows, as JSON."""
+
+BUFFERS_KEY = "asvd_q.buffers"
+"""Metadata property, "shared" where past and present may be the same memory."""
 
 
 def write_artefact(store: Store, folder: Path, options: OnnxOptions) -> None:
@@ -60,11 +71,11 @@ def build_model(store: Store, options: OnnxOptions) -> onnx_ir.Model:
             dtype,
             options.accuracy_level,
         )
-        model = trace(skeleton.model, dtype, options.opset, skeleton.shared)
-    _fill(model, skeleton, TensorReader(store, dtype))
+        traced = trace(skeleton.model, dtype, options.opset, skeleton.shared, fused=True)
+    _fill(traced, skeleton, TensorReader(store, dtype))
     metadata = store.metadata("onnx", options.model_dump())
-    model.metadata_props.update(properties(metadata, skeleton))
-    return model
+    traced.model.metadata_props.update(properties(metadata, skeleton.shared, traced))
+    return traced.model
 
 
 def config_text(source: SourceModel) -> str:
@@ -72,26 +83,36 @@ def config_text(source: SourceModel) -> str:
     return str(source.config.to_json_string(use_diff=True))
 
 
-def properties(metadata: ArtefactMetadata, skeleton: Skeleton) -> dict[str, str]:
-    """What the model file says of itself."""
+def properties(
+    metadata: ArtefactMetadata, shared: Mapping[str, str], traced: Traced | None = None
+) -> dict[str, str]:
+    """What the model file says of itself; without a graph, all but what only that tells."""
     found = {METADATA_KEY: metadata.model_dump_json()}
-    if skeleton.shared:
-        found[SHARED_KEY] = json.dumps(skeleton.shared, sort_keys=True)
+    if shared:
+        found[SHARED_KEY] = json.dumps(shared, sort_keys=True)
+    if traced is not None and traced.merged:
+        members = {merged.name: merged.members for merged in traced.merged}
+        found[MERGED_KEY] = json.dumps(members, sort_keys=True)
+    if traced is not None and traced.shares_buffers:
+        found[BUFFERS_KEY] = "shared"
     return found
 
 
-def _fill(model: onnx_ir.Model, skeleton: Skeleton, reader: TensorReader) -> None:
+def _fill(traced: Traced, skeleton: Skeleton, reader: TensorReader) -> None:
     import onnx_ir
 
-    def evaluate(name: str, origin: Origin) -> onnx_ir.Tensor:
-        return onnx_ir.Tensor(reader.read(name, origin).numpy(), name=name)
+    held = {name: one for merged in traced.merged for name, one in merged.tensors.items()}
 
-    for name, value in model.graph.initializers.items():
+    def evaluate(name: str, parts: Sequence[str], axis: int) -> onnx_ir.Tensor:
+        tensors = [reader.read(part, skeleton.origins[part]).numpy() for part in parts]
+        return onnx_ir.Tensor(np.concatenate(tensors, axis), name=name)
+
+    for name, value in traced.model.graph.initializers.items():
         if value.const_value is not None:
             continue
-        origin = skeleton.origins.get(name)
-        if origin is None:
+        parts, axis = held.get(name, ((name,), 0))
+        if not skeleton.origins.keys() >= set(parts):
             raise ExportError(f"{name}: nothing in the store or the source stands behind it")
         value.const_value = onnx_ir.LazyTensor(
-            partial(evaluate, name, origin), value.dtype, value.shape, name=name
+            partial(evaluate, name, parts, axis), value.dtype, value.shape, name=name
         )

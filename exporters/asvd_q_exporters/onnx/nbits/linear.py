@@ -28,10 +28,12 @@ class NBitsLinear(nn.Module):
         self.bias = placeholder((layout.rows,), dtype) if bias else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        inputs = [hidden_states, self.codes, self.scales]
-        if self.zero_points is not None:
+        inputs: list[Tensor | None] = [hidden_states, self.codes, self.scales]
+        if self.bias is not None:
+            inputs += [self.zero_points, None, self.bias]
+        elif self.zero_points is not None:
             inputs.append(self.zero_points)
-        output = torch.onnx.ops.symbolic(
+        output: Tensor = torch.onnx.ops.symbolic(
             "com.microsoft::MatMulNBits",
             inputs,
             {**self.layout.attributes(self.accuracy_level)},
@@ -39,4 +41,4 @@ class NBitsLinear(nn.Module):
             shape=(*hidden_states.shape[:-1], self.layout.rows),
             version=1,
         )
-        return output if self.bias is None else output + self.bias
+        return output

@@ -1,0 +1,144 @@
+"""A causal model as a function of tokens and past keys and values, which is what is traced."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from asvd_q.errors import ExportError, first_line
+from asvd_q_exporters.onnx.fused import FusedAttention
+
+__all__ = ["Decoder", "Past", "example_inputs", "example_past", "fused_attention"]
+
+Past = list[tuple[Tensor, Tensor]]
+"""Keys and values (batch, heads, past tokens, width of a head) by layer."""
+
+
+class Decoder(nn.Module):
+    """Logits of new tokens, and keys and values of all.
+
+    Args:
+        attention: which puts attention into an operator; None to trace it as it is.
+    """
+
+    def __init__(self, model: nn.Module, attention: FusedAttention | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self._attention = attention
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: Past
+    ) -> tuple[Tensor, ...]:
+        from transformers import DynamicCache
+
+        attention = self._attention
+        new = input_ids.shape[1]
+        cache = attention.begin(attention_mask, new, past) if attention else DynamicCache(past)
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        if attention:
+            return (output.logits, *attention.present())
+        present = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        return (output.logits, *present)
+
+
+def example_inputs(past: Past) -> tuple[Tensor, Tensor, Tensor, Past]:
+    """Inputs of a decoder, two new tokens: ids, mask, positions and the past."""
+    batch, _, cached, _ = past[0][0].shape
+    tokens = torch.zeros((batch, 2), dtype=torch.int64)
+    return tokens, torch.ones((batch, cached + 2), dtype=torch.int64), tokens.clone(), past
+
+
+def example_past(model: Any, dtype: torch.dtype) -> Past:
+    """Example keys and values: (batch 2, heads, past 3, width of a head) of every block.
+
+    Seen on a run without values: configurations do not all say how many heads are cached.
+
+    Raises:
+        ExportError: it fails, or computes what ONNX Runtime has no kernels for.
+    """
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    half = _InBfloat16()  # type: ignore[no-untyped-call]
+    try:
+        copied = _copied(model)
+        with _without_values(), half:
+            tokens = torch.zeros((2, 3), dtype=torch.int64)
+            copied(input_ids=tokens, past_key_values=cache, use_cache=True)
+        shapes = [(layer.keys.shape, layer.values.shape) for layer in cache.layers]
+    except Exception as error:  # whatever a model does without values, or with this cache
+        raise ExportError(
+            f"it does not run without values, so that it cannot be traced: {first_line(error)}"
+        ) from error
+    if half.found is not None:
+        raise ExportError(
+            f"it computes {half.found} in bfloat16 whatever its own type, which ONNX Runtime does "
+            "not do on a CPU"
+        )
+    return [(torch.zeros(one, dtype=dtype), torch.zeros(two, dtype=dtype)) for one, two in shapes]
+
+
+def fused_attention(model: Any, past: Past) -> FusedAttention | None:
+    """What puts the model's attention into an operator; None where it fits none.
+
+    Found out in runs without values, first with rotations left to the operator, then without.
+    """
+    for rotary in (True, False):
+        try:
+            attention = FusedAttention(_copied(model), rotary=rotary)
+            with attention.installed(), _without_values():
+                Decoder(attention.model, attention)(*example_inputs(past))
+        except Exception:
+            continue
+        return FusedAttention(model, rotary=rotary)
+    return None
+
+
+def _copied(model: Any) -> Any:
+    """With the same parameters: rotary embeddings keep what they compute, and the model that is
+    traced must not."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+@contextmanager
+def _without_values() -> Iterator[None]:
+    """Models compute shapes alone."""
+    from torch._subclasses import FakeTensorMode
+
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+class _InBfloat16(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Remembers the first operator that computes in bfloat16; casts and views do not."""
+
+    found: str | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        computes = not func.is_view and func.overloadpacket not in _CASTS
+        reads = any(map(_is_bfloat16, args))
+        if self.found is None and computes and reads and _is_bfloat16(result):
+            self.found = func.overloadpacket.__name__
+        return result
+
+
+_CASTS = {torch.ops.aten._to_copy, torch.ops.aten.clone, torch.ops.aten._unsafe_view}
+
+
+def _is_bfloat16(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.bfloat16

@@ -1,0 +1,16 @@
+"""Graphs in ONNX Runtime's own operators for attention, rotary embeddings, and norms.
+
+The model's own code still runs when the graph is traced. Only what transformers lets be replaced
+is replaced, the function that attends, the masks, and the cache, and what is found to compute the
+same as an operator when both are run on numbers: rotary embeddings and RMS norms.
+
+attention.py  `GroupQueryAttention` in place of transformers' attention functions
+cache.py      a cache that grows inside that operator
+rotary.py     which rotary embeddings the operator applies itself
+norms.py      RMS norms
+"""
+
+from asvd_q_exporters.onnx.fused.attention import FusedAttention, NotFusedError
+from asvd_q_exporters.onnx.fused.norms import fuse_norms
+
+__all__ = ["FusedAttention", "NotFusedError", "fuse_norms"]

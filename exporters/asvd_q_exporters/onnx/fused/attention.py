@@ -1,0 +1,232 @@
+"""`com.microsoft::GroupQueryAttention` in place of transformers' attention functions.
+
+Source: the operator's schema in ONNX Runtime; `AttentionInterface` and `AttentionMaskInterface` of
+transformers, by which attention functions are replaced without touching a model's code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from asvd_q_exporters.onnx.fused.cache import OperatorCache
+from asvd_q_exporters.onnx.fused.rotary import (
+    FUNCTION,
+    RotaryTables,
+    rotary_modules,
+    rotation_files,
+    rotation_kind,
+)
+
+__all__ = ["FusedAttention", "NotFusedError"]
+
+_NAME = "asvd_q_operator"
+_IMPLEMENTATION = "_attn_implementation_internal"
+_HARMLESS = {
+    "position_ids",
+    "cache_position",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "num_items_in_batch",
+    "past_key_values",
+    "position_embeddings",
+    "layer_idx",
+    "output_router_logits",
+    "logits_to_keep",
+    "is_causal",
+}
+
+
+class NotFusedError(Exception):
+    """The model's attention is not what the operator computes; the message says why."""
+
+
+@dataclass(frozen=True)
+class _Window:
+    """What stands for a mask: causal, and how far back it reaches (None: to the beginning)."""
+
+    size: int | None
+
+
+@dataclass(frozen=True)
+class _Rotation:
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool
+    states: Tensor
+
+
+class FusedAttention:
+    """Traces a model's attention into `GroupQueryAttention`.
+
+    Used in `installed`; `begin` starts each forward pass.
+
+    Args:
+        model: whose attention functions are replaced.
+        rotary: leave the rotation of queries and keys to the operator.
+    """
+
+    def __init__(self, model: Any, *, rotary: bool) -> None:
+        self.model = model
+        config = model.config.get_text_config()
+        self._positions = int(getattr(config, "max_position_embeddings", 0))
+        self._rotary = rotary
+        self.calls = 0
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Replace attention, masks and rotations of the model while the context lasts."""
+        with ExitStack() as stack:
+            for mapping, function in (
+                (ALL_ATTENTION_FUNCTIONS._global_mapping, self._attend),
+                (ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, _mask),
+            ):
+                stack.enter_context(mock.patch.dict(mapping, {_NAME: function}))
+            configs = {id(m.config): m.config for m in self.model.modules() if hasattr(m, "config")}
+            for config in configs.values():
+                stack.enter_context(mock.patch.object(config, _IMPLEMENTATION, _NAME))
+            if self._rotary:
+                for file in rotation_files(self.model):
+                    stack.enter_context(
+                        mock.patch.object(file, FUNCTION, self._rotation(getattr(file, FUNCTION)))
+                    )
+                for module in rotary_modules(self.model):
+                    handle = module.register_forward_hook(self._note, with_kwargs=True)
+                    stack.callback(handle.remove)
+            yield
+
+    def begin(
+        self, attention_mask: Tensor, new: Any, past: list[tuple[Tensor, Tensor]]
+    ) -> OperatorCache:
+        """Start a forward pass.
+
+        Args:
+            attention_mask: (batch, total tokens), 0 where a sequence is padded.
+            new: how many tokens are new.
+            past: keys and values by layer.
+        """
+        batch, total = attention_mask.shape
+        dtype = past[0][0].dtype
+        self.calls = 0
+        self._pending: dict[int, _Rotation] = {}
+        self._tables = RotaryTables(self._positions)
+        # All tokens count, the padding too, which the bias hides: it is on the left, where the
+        # operator expects none. Finite, so that a row of padding stays finite.
+        lowest = torch.finfo(dtype).min / 2
+        bias = (1 - attention_mask.to(dtype)) * lowest
+        self._bias = bias[:, None, None, :].expand(batch, 1, new, total)
+        self._total = torch.scalar_tensor(total, dtype=torch.int32)
+        self._last = (self._total - 1).expand(batch)
+        self.cache = OperatorCache(past, total - new)
+        return self.cache
+
+    def present(self) -> list[Tensor]:
+        """Keys and values of every layer after the pass.
+
+        Raises:
+            NotFusedError: a layer did not attend.
+        """
+        layers = [layer.present for layer in self.cache.layers]
+        if not layers or any(layer is None for layer in layers) or self.calls != len(layers):
+            raise NotFusedError("some of its layers do not call the function that attends")
+        if self._pending:
+            raise NotFusedError("rotated queries are changed before they attend")
+        return [tensor for layer in layers for tensor in layer]
+
+    def _note(self, *args: Any) -> None:
+        self._tables.note(*args)
+
+    def _rotation(self, function: Any) -> Any:
+        kind = rotation_kind(function)
+
+        def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *rest: Any) -> Any:
+            if rest:
+                raise NotFusedError("it rotates queries in a way of its own")
+            table = None if kind is None else self._tables.table(cos, kind)
+            if kind is None or table is None or not self._positions:
+                raise NotFusedError("its rotary embedding fits no table")
+            for states in (query, key):
+                self._pending[id(states)] = _Rotation(*table, kind.interleaved, states)
+            return query, key
+
+        return rotate
+
+    def _attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        layer = self.cache.current
+        if layer is None or layer.present is not None:
+            raise NotFusedError("its layers share their keys and values")
+        if not isinstance(attention_mask, _Window):
+            raise NotFusedError("its masks are more than causal")
+        unknown = {k for k, v in kwargs.items() if v is not None} - _HARMLESS
+        if unknown or s_aux is not None:
+            raise NotFusedError(
+                f"its attention has an option of its own: {', '.join(sorted(unknown))}"
+            )
+        if sliding_window is not None and sliding_window != attention_mask.size:
+            raise NotFusedError("its masks and its attention disagree about the window")
+        rotations = [self._pending.pop(id(states), None) for states in (query, key)]
+        if (rotations[0] is None) != (rotations[1] is None):
+            raise NotFusedError("it rotates queries and keys apart")
+        batch, heads, new, width = query.shape
+        kv_heads = key.shape[1]
+        if value.shape != key.shape or key.shape[3] != width:
+            raise NotFusedError("its values are not as wide as its keys")
+        rotation = rotations[0]
+        tables = (None, None) if rotation is None else (rotation.cos, rotation.sin)
+        attributes: dict[str, Any] = {
+            "num_heads": heads,
+            "kv_num_heads": kv_heads,
+            "scale": width**-0.5 if scaling is None else float(scaling),
+            "local_window_size": attention_mask.size or -1,
+            "softcap": float(softcap or 0.0),
+            "do_rotary": int(rotation is not None),
+            "rotary_interleaved": int(rotation is not None and rotation.interleaved),
+        }
+        total = self._bias.shape[-1]
+        states = (part.transpose(1, 2).reshape(batch, new, -1) for part in (query, key, value))
+        output, *present = torch.onnx.ops.symbolic_multi_out(
+            "com.microsoft::GroupQueryAttention",
+            (*states, *layer.past, self._last, self._total, *tables, None, self._bias),
+            attributes,
+            dtypes=(query.dtype,) * 3,
+            shapes=(
+                (batch, new, heads * width),
+                (batch, kv_heads, total, width),
+                (batch, kv_heads, total, width),
+            ),
+            version=1,
+        )
+        layer.present = (present[0], present[1])
+        self.calls += 1
+        return output.reshape(batch, new, heads, width), None
+
+
+def _mask(
+    *args: Any, mask_function: Any = None, local_size: int | None = None, **kwargs: Any
+) -> Any:
+    if kwargs.get("use_vmap") or (local_size is None and mask_function is not causal_mask_function):
+        raise NotFusedError("its masks are more than causal")
+    return _Window(local_size)
