@@ -21,7 +21,7 @@ from asvd_q_exporters.onnx.decoders import (
     fused_attention,
 )
 from asvd_q_exporters.onnx.fused.merge import Merged, merge_products
-from asvd_q_exporters.onnx.fused.passes import drop_reshapes, fuse_residuals
+from asvd_q_exporters.onnx.fused.passes import drop_reshapes, expand_norms, fuse_residuals
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -107,6 +107,7 @@ def trace(
     merged: tuple[Merged, ...] = ()
     if fused:
         fuse_residuals(graph)
+        expand_norms(graph)
         merged = merge_products(graph)
     _name_inputs_and_outputs(traced)
     _strip(traced)

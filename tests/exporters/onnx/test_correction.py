@@ -11,7 +11,6 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
 
 from asvd_q.evaluation.proof import prove
 from asvd_q.evaluation.runners import model_runner
@@ -24,6 +23,7 @@ from asvd_q_exporters.onnx.sharing import same_factors
 from tests.exporters.checkpoints import assert_reads_back, assert_runs, family
 from tests.exporters.corrections import Choice, Corrected, corrected_store
 from tests.exporters.onnx.conftest import Export, export
+from tests.exporters.onnx.held import matrix_bytes
 from tests.exporters.onnx.reference import reference_logits, relative, tokens
 from tests.exporters.sizes import assert_sizes
 from tests.quantization.nf4_reference import nf4
@@ -84,12 +84,8 @@ def graph_of(folder: Path) -> onnx.GraphProto:
     return onnx.load(folder / "model.onnx").graph
 
 
-def sizes_of(graph: onnx.GraphProto, prefix: str) -> int:
-    return sum(
-        numpy_helper.to_array(tensor).nbytes
-        for tensor in graph.initializer
-        if tensor.name.startswith(f"{prefix}.") and not tensor.name.endswith(".bias")
-    )
+def held_in(folder: Path) -> dict[str, int]:
+    return matrix_bytes(onnx.load(folder / "model.onnx"))
 
 
 def test_every_matrix_is_read_back(made: Export) -> None:
@@ -133,7 +129,8 @@ def test_a_common_factor_is_stored_and_computed_once(store: Store, made: Export)
             f"{one}_proj" for one in readers
         }
     corrected = {record.name for record in store.records() if record.form == "correction"}
-    holders = {name.partition(".BLinear")[0] for name in names if ".BLinear" in name}
+    factors = {name for name in held_in(made.folder) if name.endswith(".BLinear")}
+    holders = {name.removesuffix(".BLinear") for name in factors}
     assert holders == corrected - set(FIRST)
 
 
@@ -151,11 +148,12 @@ def test_the_metadata_tells_who_holds_it(made: Export) -> None:
 def test_stored_bytes_are_those_of_the_initializers_and_count_a_common_factor_in_each(
     made: Export,
 ) -> None:
-    graph = graph_of(made.folder)
+    held = held_in(made.folder)
     for record in made.store.records():
-        extra = sizes_of(graph, f"{FIRST.get(record.name, '')}.BLinear")
+        extra = held.get(f"{FIRST.get(record.name, '')}.BLinear", 0)
         assert (extra > 0) is (record.name in FIRST)
-        found = sizes_of(graph, record.name) + extra
+        own = (record.name, *(f"{record.name}.{part}" for part in ("weight", "BLinear", "ALinear")))
+        found = sum(held.get(name, 0) for name in own) + extra
         assert made.exporter.stored_bytes(record.as_plan()) == found, record.name
 
 

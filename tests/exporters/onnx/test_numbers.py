@@ -52,18 +52,15 @@ def test_left_padding_changes_nothing_for_the_real_tokens(mixed: Export) -> None
     session = mixed.exporter.open(mixed.folder).session
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
     first = {
         "input_ids": ids[:, :6].numpy(),
         "attention_mask": mask[:, :6].numpy(),
-        "position_ids": positions[:, :6].numpy(),
     }
     logits, *past = session.run(None, first | empty_past(session, 2))
     names = [one.name for one in session.get_inputs() if one.name.startswith("past")]
     second = {
         "input_ids": ids[:, 6:].numpy(),
         "attention_mask": mask.numpy(),
-        "position_ids": positions[:, 6:].numpy(),
     }
     last, *_ = session.run(None, second | dict(zip(names, past, strict=True)))
     found = torch.cat([torch.from_numpy(logits), torch.from_numpy(last)], dim=1)

@@ -30,6 +30,9 @@ __all__ = ["FusedAttention", "NotFusedError"]
 
 _NAME = "asvd_q_operator"
 _IMPLEMENTATION = "_attn_implementation_internal"
+_WIDTH_MULTIPLE = 8
+"""Of a head, that the runtime's kernel wants."""
+
 _HARMLESS = {
     "position_ids",
     "cache_position",
@@ -192,8 +195,8 @@ class FusedAttention:
             raise NotFusedError("it rotates queries and keys apart")
         batch, heads, new, width = query.shape
         kv_heads = key.shape[1]
-        if value.shape != key.shape or key.shape[3] != width:
-            raise NotFusedError("its values are not as wide as its keys")
+        if value.shape != key.shape or key.shape[3] != width or width % _WIDTH_MULTIPLE:
+            raise NotFusedError("its heads have widths that the operator does not take")
         rotation = rotations[0]
         tables = (None, None) if rotation is None else (rotation.cos, rotation.sin)
         attributes: dict[str, Any] = {

@@ -14,6 +14,8 @@ from itertools import accumulate
 
 import onnx_ir
 
+from asvd_q_exporters.onnx.fused.passes import remove_unused
+
 __all__ = ["Merged", "merge_products"]
 
 _FACTOR = ".BLinear"
@@ -66,9 +68,7 @@ def merge_products(graph: onnx_ir.Graph) -> tuple[Merged, ...]:
             one, output = _merge(graph, group)
             merged.append(one)
             _split(graph, output, group)
-    for product in products:
-        if not product.node.outputs[0].uses():
-            graph.remove(product.node, safe=True)
+    remove_unused(graph)
     return tuple(merged)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir
 
-__all__ = ["drop_reshapes", "fuse_residuals", "remove_unused"]
+__all__ = ["drop_reshapes", "expand_norms", "fuse_residuals", "remove_unused"]
 
 _CONTRIB = "com.microsoft"
 
@@ -55,6 +55,38 @@ def fuse_residuals(graph: onnx_ir.Graph) -> None:
             old.replace_all_uses_with(new)
         graph.insert_after(add, fused)
         graph.remove([node, add], safe=True)
+
+
+def expand_norms(graph: onnx_ir.Graph) -> None:
+    """Write RMS norms in standard operators, in the one way that the runtime knows as a norm.
+
+    The operator that it makes of them when it loads the file is in no published set, so that
+    ONNX's own checker refuses it.
+    """
+    for node in list(graph):
+        if node.op_type == "SimplifiedLayerNormalization":
+            tape = onnx_ir.tape.Tape()
+            output = _written_out(tape, node)
+            output.shape, output.type = node.outputs[0].shape, node.outputs[0].type
+            node.outputs[0].replace_all_uses_with(output)
+            graph.insert_before(node, tape.nodes)
+            for value in tape.initializers:
+                graph.initializers[value.name] = value
+            graph.remove(node, safe=True)
+
+
+def _written_out(tape: onnx_ir.tape.Tape, node: onnx_ir.Node) -> onnx_ir.Value:
+    """x / √(mean(x²) + ε) · w."""
+    x, scale = node.inputs
+    assert x is not None
+    name, dtype = node.outputs[0].name, x.dtype
+    epsilon = node.attributes["epsilon"].as_float()
+    two = tape.initializer(onnx_ir.tensor(2.0, dtype, name=f"{name}_two"))
+    least = tape.initializer(onnx_ir.tensor(epsilon, dtype, name=f"{name}_epsilon"))
+    axis = tape.initializer(onnx_ir.tensor([-1], name=f"{name}_axis"))
+    mean = tape.op("ReduceMean", [tape.op("Pow", [x, two]), axis], {"keepdims": 1})
+    root = tape.op("Sqrt", [tape.op("Add", [mean, least])])
+    return tape.op("Mul", [tape.op("Div", [x, root]), scale])
 
 
 def remove_unused(graph: onnx_ir.Graph) -> None:
