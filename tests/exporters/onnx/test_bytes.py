@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from asvd_q.artefact import read_metadata
 from asvd_q.errors import ArtefactError

@@ -123,13 +123,14 @@ class FusedAttention:
         self.calls = 0
         self._pending: dict[int, _Rotation] = {}
         self._tables = RotaryTables(self._positions)
-        # All tokens count, the padding too, which the bias hides: it is on the left, where the
-        # operator expects none. Finite, so that a row of padding stays finite.
-        lowest = torch.finfo(dtype).min / 2
-        bias = (1 - attention_mask.to(dtype)) * lowest
-        self._bias = bias[:, None, None, :].expand(batch, 1, new, total)
+        # The operator expects sequences that begin at the first column: padding may follow, and
+        # later tokens are written over it. Padding that goes before is counted and hidden; finite,
+        # so that a row of padding stays finite.
+        before = (attention_mask.cumsum(dim=1) == 0).to(attention_mask.dtype)
+        self._last = ((attention_mask + before).sum(dim=1) - 1).to(torch.int32)
         self._total = torch.scalar_tensor(total, dtype=torch.int32)
-        self._last = (self._total - 1).expand(batch)
+        hidden = before.to(dtype) * (torch.finfo(dtype).min / 2)
+        self._bias = hidden[:, None, None, :].expand(batch, 1, new, total)
         self.cache = OperatorCache(past, total - new)
         return self.cache
 
@@ -183,11 +184,9 @@ class FusedAttention:
             raise NotFusedError("its layers share their keys and values")
         if not isinstance(attention_mask, _Window):
             raise NotFusedError("its masks are more than causal")
-        unknown = {k for k, v in kwargs.items() if v is not None} - _HARMLESS
-        if unknown or s_aux is not None:
-            raise NotFusedError(
-                f"its attention has an option of its own: {', '.join(sorted(unknown))}"
-            )
+        given = {name for name, value in kwargs.items() if value is not None}
+        if not given <= _HARMLESS or s_aux is not None:
+            raise NotFusedError("its attention has options of its own")
         if sliding_window is not None and sliding_window != attention_mask.size:
             raise NotFusedError("its masks and its attention disagree about the window")
         rotations = [self._pending.pop(id(states), None) for states in (query, key)]
