@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from asvd_q.errors import ExportError, first_line
 from asvd_q_exporters.onnx.fused import FusedAttention
 
-__all__ = ["Decoder", "Past", "example_inputs", "example_past", "fused_attention"]
+__all__ = [
+    "AttentionForm",
+    "Decoder",
+    "Past",
+    "attention_form",
+    "example_inputs",
+    "example_past",
+]
 
 Past = list[tuple[Tensor, Tensor]]
 """Keys and values (batch, heads, past tokens, width of a head) by layer."""
@@ -90,20 +98,41 @@ def example_past(model: Any, dtype: torch.dtype) -> Past:
     return [(torch.zeros(one, dtype=dtype), torch.zeros(two, dtype=dtype)) for one, two in shapes]
 
 
-def fused_attention(model: Any, past: Past) -> FusedAttention | None:
-    """What puts the model's attention into an operator; None where it fits none.
+@dataclass(frozen=True)
+class AttentionForm:
+    """How a model attends in a graph.
+
+    Attributes:
+        fused: in an operator that also keeps keys and values.
+        rotary: that operator rotates queries and keys too.
+        reads_positions: the graph has use for the positions of tokens.
+    """
+
+    fused: bool = False
+    rotary: bool = False
+    reads_positions: bool = True
+
+    def attention(self, model: Any) -> FusedAttention | None:
+        """What traces it so."""
+        return FusedAttention(model, rotary=self.rotary) if self.fused else None
+
+
+def attention_form(model: Any, past: Past) -> AttentionForm:
+    """The fastest form that fits the model.
 
     Found out in runs without values, first with rotations left to the operator, then without.
     """
     for rotary in (True, False):
+        inputs = example_inputs(past)
+        reads = _Reads(inputs[2])
         try:
             attention = FusedAttention(_copied(model), rotary=rotary)
-            with attention.installed(), _without_values():
-                Decoder(attention.model, attention)(*example_inputs(past))
-        except Exception:
+            with attention.installed(), _without_values(), reads:
+                Decoder(attention.model, attention)(*inputs)
+        except Exception:  # a model fails in ways of its own where it gets no masks
             continue
-        return FusedAttention(model, rotary=rotary)
-    return None
+        return AttentionForm(fused=True, rotary=rotary, reads_positions=reads.found)
+    return AttentionForm()
 
 
 def _copied(model: Any) -> Any:
@@ -119,6 +148,21 @@ def _without_values() -> Iterator[None]:
 
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         yield
+
+
+class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Whether an operator reads a tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tensor = tensor
+        self.found = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.found = self.found or any(one is self._tensor for one in args)
+        return func(*args, **(kwargs or {}))
 
 
 class _InBfloat16(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -14,11 +14,12 @@ from torch import nn
 
 from asvd_q.errors import ExportError, first_line
 from asvd_q_exporters.onnx.decoders import (
+    AttentionForm,
     Decoder,
     Past,
+    attention_form,
     example_inputs,
     example_past,
-    fused_attention,
 )
 from asvd_q_exporters.onnx.fused.merge import Merged, merge_products
 from asvd_q_exporters.onnx.fused.passes import drop_reshapes, expand_norms, fuse_residuals
@@ -54,13 +55,13 @@ class Traced:
     Attributes:
         model: its parameters are initializers without a value.
         merged: initializers that hold several parameters.
-        shares_buffers: whether past and present may be the same memory, with room for more tokens
-            than there are.
+        attention: how it attends. Where that is fused, past and present may be the same memory,
+            with room for more tokens than there are.
     """
 
     model: onnx_ir.Model
     merged: tuple[Merged, ...]
-    shares_buffers: bool
+    attention: AttentionForm
 
 
 def trace(
@@ -84,7 +85,8 @@ def trace(
     """
     parameters = {f"model.{name}" for name, _ in model.named_parameters(remove_duplicate=False)}
     past = example_past(model, dtype)
-    attention = fused_attention(model, past) if fused else None
+    form = attention_form(model, past) if fused else AttentionForm()
+    attention = form.attention(model)
     with attention.installed() if attention else nullcontext():
         traced = _traced(Decoder(model, attention).eval(), past, opset)
     graph = traced.graph
@@ -111,7 +113,7 @@ def trace(
         merged = merge_products(graph)
     _name_inputs_and_outputs(traced)
     _strip(traced)
-    return Traced(traced, merged, shares_buffers=attention is not None)
+    return Traced(traced, merged, form)
 
 
 def _traced(decoder: nn.Module, past: Past, opset: int) -> onnx_ir.Model:

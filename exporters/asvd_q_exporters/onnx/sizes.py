@@ -11,6 +11,7 @@ from asvd_q.artefact import ArtefactBytes
 from asvd_q.plan import FloatType, LayerPlan, Plan
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.sizes import expected_metadata
+from asvd_q_exporters.onnx.decoders import attention_form, example_past
 from asvd_q_exporters.onnx.graph import quiet
 from asvd_q_exporters.onnx.nodes import CONTRIB, float_node
 from asvd_q_exporters.onnx.operators import OPERATORS
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["artefact_bytes"]
 
 _GRAPH = 5700
-_BLOCK = 1550
-"""Bytes of what a graph has once and in every block, without its matrices and names of weights.
+_BLOCK = {True: 1550, False: 3750}
+"""Bytes of what a graph has once, and in every block by whether its attention is one operator,
+without its matrices and names of weights.
 
 Measured on blocks of Llama (3.8 kB), Phi-3 (3.8), Qwen3 (4.6), Gemma 2 (5.0), GPT-2 (2.6) and
 OPT (2.7): a quarter of a percent of the weights of a block of width 256, and less of wider ones.
@@ -56,7 +58,8 @@ def artefact_bytes(plan: Plan, source: SourceModel, options: OnnxOptions) -> Art
     model = inside + sum(
         property_bytes(key, value) for key, value in properties(metadata, skeleton.shared).items()
     )
-    model += _GRAPH + _BLOCK * int(source.config.get_text_config().num_hidden_layers)
+    form = attention_form(skeleton.model, example_past(skeleton.model, dtype))
+    model += _GRAPH + _BLOCK[form.fused] * int(source.config.get_text_config().num_hidden_layers)
     model += sum(len(name) + 2 for name in parameters)
     model += sum(_node_bytes(layer, options.dtype, options.accuracy_level) for layer in plan)
     weights = {MODEL_FILE: model} | ({DATA_FILE: outside} if outside else {})

@@ -93,7 +93,7 @@ def properties(
     if traced is not None and traced.merged:
         members = {merged.name: merged.members for merged in traced.merged}
         found[MERGED_KEY] = json.dumps(members, sort_keys=True)
-    if traced is not None and traced.shares_buffers:
+    if traced is not None and traced.attention.fused:
         found[BUFFERS_KEY] = "shared"
     return found
 

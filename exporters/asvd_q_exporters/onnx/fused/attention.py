@@ -83,8 +83,8 @@ class FusedAttention:
         self.model = model
         config = model.config.get_text_config()
         self._positions = int(getattr(config, "max_position_embeddings", 0))
-        self._rotary = rotary
-        self.calls = 0
+        self.rotary = rotary
+        self._tables = RotaryTables(self._positions)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -98,14 +98,8 @@ class FusedAttention:
             configs = {id(m.config): m.config for m in self.model.modules() if hasattr(m, "config")}
             for config in configs.values():
                 stack.enter_context(mock.patch.object(config, _IMPLEMENTATION, _NAME))
-            if self._rotary:
-                for file in rotation_files(self.model):
-                    stack.enter_context(
-                        mock.patch.object(file, FUNCTION, self._rotation(getattr(file, FUNCTION)))
-                    )
-                for module in rotary_modules(self.model):
-                    handle = module.register_forward_hook(self._note, with_kwargs=True)
-                    stack.callback(handle.remove)
+            if self.rotary:
+                self._leave_rotations(stack)
             yield
 
     def begin(
@@ -120,9 +114,8 @@ class FusedAttention:
         """
         batch, total = attention_mask.shape
         dtype = past[0][0].dtype
-        self.calls = 0
         self._pending: dict[int, _Rotation] = {}
-        self._tables = RotaryTables(self._positions)
+        self._tables.clear()
         # The operator expects sequences that begin at the first column: padding may follow, and
         # later tokens are written over it. Padding that goes before is counted and hidden; finite,
         # so that a row of padding stays finite.
@@ -141,14 +134,22 @@ class FusedAttention:
             NotFusedError: a layer did not attend.
         """
         layers = [layer.present for layer in self.cache.layers]
-        if not layers or any(layer is None for layer in layers) or self.calls != len(layers):
+        if not layers or any(layer is None for layer in layers):
             raise NotFusedError("some of its layers do not call the function that attends")
         if self._pending:
             raise NotFusedError("rotated queries are changed before they attend")
         return [tensor for layer in layers for tensor in layer]
 
-    def _note(self, *args: Any) -> None:
-        self._tables.note(*args)
+    def _leave_rotations(self, stack: ExitStack) -> None:
+        modules = rotary_modules(self.model)
+        if modules is None or (modules and not self._positions):
+            raise NotFusedError("its rotary embedding fits no table")
+        for file in rotation_files(self.model):
+            rotation = self._rotation(getattr(file, FUNCTION))
+            stack.enter_context(mock.patch.object(file, FUNCTION, rotation))
+        for module in modules:
+            forward = self._tables.replacement(module)
+            stack.enter_context(mock.patch.object(module, "forward", forward))
 
     def _rotation(self, function: Any) -> Any:
         kind = rotation_kind(function)
@@ -156,8 +157,8 @@ class FusedAttention:
         def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *rest: Any) -> Any:
             if rest:
                 raise NotFusedError("it rotates queries in a way of its own")
-            table = None if kind is None else self._tables.table(cos, kind)
-            if kind is None or table is None or not self._positions:
+            table = None if kind is None else self._tables.table(cos, sin, kind)
+            if kind is None or table is None:
                 raise NotFusedError("its rotary embedding fits no table")
             for states in (query, key):
                 self._pending[id(states)] = _Rotation(*table, kind.interleaved, states)
@@ -222,7 +223,6 @@ class FusedAttention:
             version=1,
         )
         layer.present = (present[0], present[1])
-        self.calls += 1
         return output.reshape(batch, new, heads, width), None
 
 

@@ -95,64 +95,51 @@ def _rotate(states: Tensor, angles: Tensor, interleaved: bool) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-def rotary_modules(model: nn.Module) -> list[nn.Module]:
-    """Modules that make cosines and sines from positions."""
-    return [
-        module for module in model.modules() if type(module).__name__.endswith("RotaryEmbedding")
-    ]
+def rotary_modules(model: nn.Module) -> list[nn.Module] | None:
+    """Modules that make cosines and sines from positions; None where those fit no table."""
+    found = [part for part in model.modules() if type(part).__name__.endswith("RotaryEmbedding")]
+    kinds = (getattr(module, "rope_type", "default") for module in found)
+    tabled = all(isinstance(kind, str) and kind not in _DEPENDS_ON_LENGTH for kind in kinds)
+    return found if tabled else None
 
 
 class RotaryTables:
-    """Remembers where cosines came from, and makes tables in their stead.
+    """Lets rotary modules make cosines and sines of every position, whatever they are asked for.
 
     Args:
-        positions: how many rows a table has.
+        positions: how many there are.
     """
 
     def __init__(self, positions: int) -> None:
         self._positions = positions
-        self._made: dict[int, tuple[Tensor, nn.Module, tuple[Any, ...], dict[str, Any]]] = {}
-        self._tables: dict[tuple[int, RotationKind], tuple[Tensor, Tensor]] = {}
+        self._made: dict[object, tuple[Tensor, Tensor]] = {}
 
-    def note(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        """A forward hook for rotary modules."""
-        if isinstance(output, tuple) and len(output) == 2:
-            self._made[id(output[0])] = (output[0], module, args, kwargs)
+    def replacement(self, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
+        """For the module's `forward`; it puts out (1, positions, width), twice."""
+        forward = module.forward
 
-    def table(self, cos: Tensor, kind: RotationKind) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines (positions, width / 2) of every position.
+        def make(
+            x: Tensor, position_ids: Tensor | None = None, *args: Any, **kwargs: Any
+        ) -> tuple[Tensor, Tensor]:
+            key = (id(module), args, tuple(sorted(kwargs.items())))
+            if key not in self._made:
+                positions = torch.arange(self._positions)[None]
+                self._made[key] = forward(x, positions, *args, **kwargs)
+            return self._made[key]
 
-        Args:
-            cos: as a module noted before has made it.
+        return make
+
+    def clear(self) -> None:
+        """Forget what was made: another pass begins."""
+        self._made.clear()
+
+    def table(self, cos: Tensor, sin: Tensor, kind: RotationKind) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines (positions, width / 2) as the operator reads them.
 
         Returns:
-            None where they depend on more than the position, or do not come from a module.
+            None where these are not what a module has just made.
         """
-        if id(cos) not in self._made:
+        if not any(cos is made[0] and sin is made[1] for made in self._made.values()):
             return None
-        _, module, args, kwargs = self._made[id(cos)]
-        if _kind(module) in _DEPENDS_ON_LENGTH:
-            return None
-        key = (id(cos), kind)
-        if key not in self._tables:
-            made = self._run(module, args, kwargs)
-            step = slice(None, None, 2) if kind.alternating else slice(0, cos.shape[-1] // 2)
-            self._tables[key] = (made[0][0, :, step], made[1][0, :, step])
-        return self._tables[key]
-
-    def _run(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
-        positions = torch.arange(self._positions)[None]
-        kwargs = {k: positions if k == "position_ids" else v for k, v in kwargs.items()}
-        if "position_ids" not in kwargs:
-            args = (args[0], positions, *args[2:])
-        made: tuple[Tensor, Tensor] = module.forward(*args, **kwargs)
-        return made
-
-
-def _kind(module: nn.Module) -> str:
-    kind = getattr(module, "rope_type", "default")
-    return kind if isinstance(kind, str) else "longrope"
+        step = slice(None, None, 2) if kind.alternating else slice(0, cos.shape[-1] // 2)
+        return cos[0, :, step], sin[0, :, step]
