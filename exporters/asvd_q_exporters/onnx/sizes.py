@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["artefact_bytes"]
 
 _GRAPH = 5700
-_BLOCK = {True: 1550, False: 3750}
+_BLOCK = {True: 1550, False: 2700}
 """Bytes of what a graph has once, and in every block by whether its attention is one operator,
 without its matrices and names of weights.
 
