@@ -1,6 +1,6 @@
 """Runs any decoder's graph token by token in ONNX Runtime, whoever has written it.
 
-Inputs are `input_ids`, `attention_mask`, perhaps `position_ids`, and `past_key_values.%d.key/value`;
+Inputs are `input_ids`, `attention_mask`, perhaps `position_ids`, `past_key_values.%d.key/value`;
 outputs `logits` and `present.%d.key/value`. Where the graph can write into its past, past and
 present are the same buffers, as long as a sequence gets; elsewhere the present of a step is the
 past of the next. Everything is bound, so that nothing is copied between steps.

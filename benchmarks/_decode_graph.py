@@ -119,4 +119,4 @@ def _nbytes(tensor: TensorProto) -> int:
     bits = _BITS.get(tensor.data_type)
     if bits is None:
         raise ValueError(f"{tensor.name}: weights of type {tensor.data_type} are not known here")
-    return -(-math.prod(tensor.dims) * bits // 8)
+    return -(-math.prod(map(int, tensor.dims)) * bits // 8)

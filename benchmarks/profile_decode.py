@@ -121,7 +121,7 @@ def _table(found: Profile, title: str) -> Table:
     for operator, _ in found.node_seconds:
         ran[operator] = ran.get(operator, 0) + 1
     names = [*found.seconds, *(set(found.operators) | set(found.optimized)) - set(found.seconds)]
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             name,
             f"{1e6 * found.seconds.get(name, 0.0):.1f}",
