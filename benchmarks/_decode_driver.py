@@ -29,7 +29,13 @@ _TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.flo
 
 
 class Decoder(Protocol):
-    """A model that generates greedily, one token per sequence and step."""
+    """A model that generates greedily, one token per sequence and step.
+
+    Attributes:
+        vocabulary: number of logits.
+    """
+
+    vocabulary: int
 
     def prefill(self, ids: Ids, room: int) -> Ids:
         """Start anew with a prompt.
