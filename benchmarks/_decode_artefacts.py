@@ -17,8 +17,8 @@ from asvd_q.preparation import prepare
 from asvd_q.progress import silent
 from asvd_q.recipe import Recipe
 from asvd_q_exporters.onnx import OnnxExporter
-from benchmarks._decode_driver import Decoder, OrtDecoder
-from benchmarks._decode_graph import GraphFacts, graph_facts
+from benchmarks._decode_driver import Decoder, GraphFacts, OrtDecoder
+from benchmarks._decode_graph import graph_facts
 from benchmarks._decode_models import Llama, model_folder
 from benchmarks._decode_peer import GenaiDecoder, build, peer_options
 from benchmarks._decode_torch import TorchDecoder
@@ -101,6 +101,7 @@ class Workshop:
             shutil.rmtree(folder, ignore_errors=True)
         if not folder.is_dir():
             fields = {"model": {"path": str(source)}, "output": str(place)}
+            print(f"making {folder}", flush=True)
             prepared = prepare(Recipe.model_validate(fields | dict(sections)))
             store = make_store(prepared, place, None, silent)
             with atomic_folder(folder) as partial:
@@ -115,6 +116,7 @@ class Workshop:
         _claim(place, {"model": str(source.resolve()), "version": version, **asked})
         folder = place / "onnx"
         if not folder.is_dir():
+            print(f"making {folder}", flush=True)
             build(source, folder, self.group)
         return folder
 

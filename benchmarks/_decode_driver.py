@@ -8,8 +8,9 @@ past of the next. Everything is bound, so that nothing is copied between steps.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -17,15 +18,29 @@ from numpy.typing import NDArray
 
 from asvd_q_exporters.onnx.session import PROVIDERS, session_options
 
-if TYPE_CHECKING:
-    from benchmarks._decode_graph import GraphFacts
-
-__all__ = ["Decoder", "Ids", "OrtDecoder", "greedy", "prompt"]
+__all__ = ["Decoder", "GraphFacts", "Ids", "OrtDecoder", "greedy", "prompt"]
 
 Ids = NDArray[np.int64]
 
 _PAST = "past_key_values."
 _TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What there is to know before a graph is run.
+
+    Attributes:
+        shared_cache: past and present may be one buffer of the greatest length; otherwise the
+            present of a step is the past of the next.
+        token_bytes: of the initializers of matrix products, the head's included; a token reads
+            each of them once. Of the embedding it reads one row, which does not count.
+        head_size: the last axis of keys and values.
+    """
+
+    shared_cache: bool
+    token_bytes: int
+    head_size: int
 
 
 class Decoder(Protocol):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto
 
-__all__ = ["GraphFacts", "graph_facts", "operator_counts"]
+from benchmarks._decode_driver import GraphFacts
+
+__all__ = ["graph_facts", "operator_counts"]
 
 _PAST = "past_key_values."
 _SHARING = "GroupQueryAttention"
@@ -32,23 +33,6 @@ _BITS = {
     TensorProto.UINT4: 4,
     TensorProto.INT64: 64,
 }
-
-
-@dataclass(frozen=True)
-class GraphFacts:
-    """What there is to know before a graph is run.
-
-    Attributes:
-        shared_cache: past and present may be one buffer of the greatest length; otherwise the
-            present of a step is the past of the next.
-        token_bytes: of the initializers of matrix products, the head's included; a token reads
-            each of them once. Of the embedding it reads one row, which does not count.
-        head_size: the last axis of keys and values.
-    """
-
-    shared_cache: bool
-    token_bytes: int
-    head_size: int
 
 
 def graph_facts(path: Path) -> GraphFacts:

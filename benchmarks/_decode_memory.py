@@ -14,11 +14,13 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmarks._decode_artefacts import Artefact
-from benchmarks._decode_driver import Decoder, OrtDecoder, greedy, prompt
-from benchmarks._decode_graph import GraphFacts
+from benchmarks._decode_driver import Decoder, GraphFacts, OrtDecoder, greedy, prompt
 from benchmarks._loaders import memory
+
+if TYPE_CHECKING:
+    from benchmarks._decode_artefacts import Artefact
 
 __all__ = ["PROMPT", "peak_memory_bytes"]
 

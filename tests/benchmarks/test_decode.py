@@ -18,8 +18,8 @@ from asvd_q_exporters.onnx import OnnxExporter, OnnxOptions
 from benchmarks import decode, profile_decode
 from benchmarks._decode_artefacts import Artefact
 from benchmarks._decode_claims import claims
-from benchmarks._decode_driver import Ids, OrtDecoder, greedy, prompt
-from benchmarks._decode_graph import GraphFacts, graph_facts, operator_counts
+from benchmarks._decode_driver import GraphFacts, Ids, OrtDecoder, greedy, prompt
+from benchmarks._decode_graph import graph_facts, operator_counts
 from benchmarks._decode_models import WIDE
 from benchmarks._decode_parts import allowed_ratio
 from benchmarks._decode_points import Point, Width
