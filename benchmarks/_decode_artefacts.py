@@ -37,6 +37,7 @@ class Artefact:
         folder: of the checkpoint for torch, else of the graph.
         facts: of the graph; None for torch.
         bytes: of its weights: parameters in float32, or the graph's files.
+        kept_ratio: parameters of the blocks' linear layers, after / before, with whole ranks.
     """
 
     variant: Variant
@@ -44,6 +45,7 @@ class Artefact:
     folder: Path
     facts: GraphFacts | None
     bytes: int
+    kept_ratio: float = 1.0
 
     @property
     def runs_in_genai(self) -> bool:
@@ -86,27 +88,29 @@ class Workshop:
             opened = SourceModel.open(str(source))
             return Artefact(variant, name, source, None, _float_bytes(opened))
         place = self.folder / name / variant.name.replace(" ", "-")
+        kept = 1.0
         if variant.maker == "genai":
             folder = self._peer(source, place)
         else:
-            folder = self._ours(source, variant.sections, place)
+            folder, kept = self._ours(source, variant.sections, place)
         facts = graph_facts(folder / _GRAPH)
         size = sum(path.stat().st_size for path in folder.glob(f"{_GRAPH}*"))
-        return Artefact(variant, name, folder, facts, size)
+        return Artefact(variant, name, folder, facts, size, kept)
 
-    def _ours(self, source: Path, sections: Mapping[str, Any], place: Path) -> Path:
+    def _ours(self, source: Path, sections: Mapping[str, Any], place: Path) -> tuple[Path, float]:
+        """The graph's folder, and what the plan keeps of the parameters."""
         _claim(place, {"model": str(source.resolve()), **sections})
         folder = place / "onnx"
         if self.export_again:
             shutil.rmtree(folder, ignore_errors=True)
+        fields = {"model": {"path": str(source)}, "output": str(place)}
+        prepared = prepare(Recipe.model_validate(fields | dict(sections)))
         if not folder.is_dir():
-            fields = {"model": {"path": str(source)}, "output": str(place)}
             print(f"making {folder}", flush=True)
-            prepared = prepare(Recipe.model_validate(fields | dict(sections)))
             store = make_store(prepared, place, None, silent)
             with atomic_folder(folder) as partial:
                 OnnxExporter().write(store, partial)
-        return folder
+        return folder, prepared.plan.kept_ratio
 
     def _peer(self, source: Path, place: Path) -> Path:
         import onnxruntime_genai

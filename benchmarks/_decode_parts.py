@@ -18,7 +18,7 @@ __all__ = ["allowed_ratio", "sizes", "speed", "sweep"]
 
 _SWEEP_WIDTH = 1024
 _BATCHES, _CONTEXTS = (1, 4, 8), (32, 512, 1024)
-_SWEEP_ROUNDS, _SIZES_SECONDS = 3, 5
+_SWEEP_ROUNDS, _SIZES_SECONDS = 2, 5
 _SIZES_KEPT = (0.8, 0.5)
 
 
@@ -122,7 +122,7 @@ def _point(
     return Point(
         name=variant.name,
         model=artefact.model,
-        kept_ratio=variant.kept_ratio,
+        kept_ratio=artefact.kept_ratio,
         bits=variant.bits,
         decode_tokens_per_second=1 / own.decode_seconds,
         prefill_tokens_per_second=PROMPT / own.prefill_seconds,

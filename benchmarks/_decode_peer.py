@@ -69,7 +69,7 @@ class GenaiDecoder:
         """See `Decoder.prefill`."""
         batch, tokens = ids.shape
         parameters = self._genai.GeneratorParams(self._model)
-        length = tokens + room
+        length = tokens + room + 1  # with the token that the prompt itself leads to
         # The shortest length is the greatest too: a token that ends a text does not end the loop.
         parameters.set_search_options(
             max_length=length, min_length=length, batch_size=batch, do_sample=False

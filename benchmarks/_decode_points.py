@@ -16,7 +16,8 @@ class Point(_Numbers):
 
     Attributes:
         name, model: of the form; of the model.
-        kept_ratio: parameters of the blocks' linear layers, after / before, as asked for.
+        kept_ratio: parameters of the blocks' linear layers, after / before; its name says what was
+            asked for, which whole ranks do not meet exactly.
         bits: of the blocks' codes; 32 is floating point.
         decode_tokens_per_second, prefill_tokens_per_second: of one sequence, after and in a prompt
             of 128 tokens.

@@ -19,7 +19,7 @@ def speed_table(title: str, points: Sequence[Point]) -> Table:
     rows = tuple(
         (
             point.name,
-            f"{point.kept_ratio:.1f}",
+            f"{point.kept_ratio:.3f}",
             str(point.bits),
             f"{point.decode_tokens_per_second:.1f}",
             f"{point.prefill_tokens_per_second:.0f}",

@@ -19,14 +19,12 @@ class Variant:
 
     Attributes:
         maker: torch runs the checkpoint itself; genai is the builder of ONNX Runtime GenAI.
-        kept_ratio: parameters of the blocks' linear layers, after / before, as asked for.
         bits: of the blocks' codes; 32 is floating point.
         sections: of our own recipe.
     """
 
     name: str
     maker: Literal["torch", "asvd-q", "genai"] = "asvd-q"
-    kept_ratio: float = 1.0
     bits: int = 32
     sections: Mapping[str, Any] = field(default_factory=dict)
 
@@ -49,7 +47,7 @@ def variants(
         group: weights per scale.
         float_head: leave embedding and head in floating point.
     """
-    rest = {"method": "rtn", "bits": _HEAD_BITS, "group_size": group}
+    rest = {"method": "rtn", "bits": _HEAD_BITS, "group_size": group, "clip": "minmax"}
     outside = {} if float_head else {"head": rest, "embedding": rest}
 
     def codes(method: str, **settings: Any) -> dict[str, Any]:
@@ -63,7 +61,6 @@ def variants(
         *(
             Variant(
                 asvd_int4(ratio),
-                kept_ratio=ratio,
                 bits=4,
                 sections=int4 | {"decompose": {"scaling": "none", "kept_ratio": ratio}},
             )

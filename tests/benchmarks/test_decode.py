@@ -265,7 +265,7 @@ def test_embedding_and_head_are_in_codes_unless_asked_otherwise() -> None:
         if name in ("torch float32", "ONNX float32", "GenAI int4"):
             assert not variant.sections
         else:
-            rest = {"method": "rtn", "bits": 4, "group_size": 64}
+            rest = {"method": "rtn", "bits": 4, "group_size": 64, "clip": "minmax"}
             assert variant.sections["quantize"]["head"] == rest
             assert variant.sections["quantize"]["embedding"] == rest
     floats = variants(32, float_head=True)["NF4"].sections
