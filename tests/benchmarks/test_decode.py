@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,6 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from asvd_q.models import SourceModel
-from asvd_q.plan import QuantSpec
 from asvd_q_exporters.onnx import OnnxExporter, OnnxOptions
 from benchmarks import decode, profile_decode
 from benchmarks._decode_artefacts import Artefact
@@ -26,21 +27,34 @@ from benchmarks._decode_points import Point, Width
 from benchmarks._decode_speed import alternate, ratio
 from benchmarks._decode_tables import size_table
 from benchmarks._decode_variants import Variant, variants
-from tests.support import hand_made_store, tiny_llama
+from tests.support import tiny_llama
 
 _HEADS, _SIZE, _VOCABULARY, _LONGEST = 2, 16, 64, 64
 
 
+@dataclass(frozen=True)
+class Ran:
+    """A run of the benchmark on a small model: the model, the file, what was printed."""
+
+    model: Path
+    file: Path
+    printed: str
+    artefact: Path
+
+
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small artefact in 4 bits."""
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("decode")
-    source = SourceModel.open(str(tiny_llama(folder / "model")))
-    codes = QuantSpec(bits=4, group_size=32)
-    store = hand_made_store(folder / "store", source, lambda name, shape: (None, codes))
-    (folder / "onnx").mkdir()
-    OnnxExporter(OnnxOptions()).write(store, folder / "onnx")
-    return folder / "onnx"
+    model, file = tiny_llama(folder / "tiny"), folder / "decode.json"
+    argv = ["decode", "--artefacts", str(folder / "made"), "--model", str(model)]
+    argv += ["--models", "given", "--parts", "speed", "--variants", "torch float32;int4"]
+    argv += ["--rounds", "2", "--seconds", "0", "--tokens", "2", "--threads", "1", "--float-head"]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
+        # This model has no more than 128 positions.
+        patch.setattr("benchmarks._decode_parts.PROMPT", 64)
+        patch.setattr("sys.argv", [*argv, "--json", str(file)])
+        decode.main()
+    return Ran(model, file, printed.getvalue(), folder / "made" / "tiny" / "int4" / "onnx")
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +133,10 @@ def _without_cache(decoder: OrtDecoder, ids: Ids, count: int) -> Ids:
     return ids[:, start:]
 
 
-def test_the_driver_decodes_as_the_runner_does(ours: Path) -> None:
+def test_the_driver_decodes_as_the_runner_does(ran: Ran) -> None:
     ids = prompt(128, 2, 9)
-    found = greedy(_decoder(ours / "model.onnx"), ids, 8)
-    runner = OnnxExporter(OnnxOptions()).open(ours)
+    found = greedy(_decoder(ran.artefact / "model.onnx"), ids, 8)
+    runner = OnnxExporter(OnnxOptions()).open(ran.artefact)
     expected = []
     logits, cache = runner.forward(torch.from_numpy(ids))
     for _ in range(8):
@@ -272,18 +286,8 @@ def test_embedding_and_head_are_in_codes_unless_asked_otherwise() -> None:
     assert floats == {"quantize": {"method": "nf4", "group_size": 32}}
 
 
-def test_a_run_writes_its_points(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model, file = tiny_llama(tmp_path / "tiny"), tmp_path / "decode.json"
-    argv = ["decode", "--artefacts", str(tmp_path / "made"), "--model", str(model)]
-    argv += ["--models", "given", "--parts", "speed", "--variants", "torch float32;int4"]
-    argv += ["--rounds", "2", "--seconds", "0", "--tokens", "2", "--threads", "1", "--float-head"]
-    # The prompt is as long as this model's positions.
-    monkeypatch.setattr("benchmarks._decode_parts.PROMPT", 64)
-    monkeypatch.setattr("sys.argv", [*argv, "--json", str(file)])
-    decode.main()
-    points = [Point.model_validate(point) for point in json.loads(file.read_text())]
+def test_a_run_writes_its_points(ran: Ran) -> None:
+    points = [Point.model_validate(point) for point in json.loads(ran.file.read_text())]
     assert [(point.name, point.model, point.bits) for point in points] == [
         ("torch float32", "tiny", 32),
         ("int4", "tiny", 4),
@@ -293,10 +297,10 @@ def test_a_run_writes_its_points(
         assert point.decode_tokens_per_second > 0
         assert point.rounds == 2
     assert points[1].ratio_to_int4 == points[1].allowed_ratio == 1
-    assert points[0].bytes == 4 * sum(parameter.numel() for parameter in _parameters(model))
-    rest = json.loads(file.with_suffix(".rest.json").read_text())
+    assert points[0].bytes == 4 * sum(parameter.numel() for parameter in _parameters(ran.model))
+    rest = json.loads(ran.file.with_suffix(".rest.json").read_text())
     assert rest["claims"] == []
-    assert "over GenAI" in capsys.readouterr().out
+    assert "over GenAI" in ran.printed
 
 
 def _parameters(model: Path) -> list[torch.Tensor]:
@@ -306,10 +310,10 @@ def _parameters(model: Path) -> list[torch.Tensor]:
 
 
 def test_a_profile_names_the_operators(
-    ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "profile.json"
-    argv = ["profile_decode", str(ours), "--tokens", "6", "--prompt", "8", "--threads", "1"]
+    argv = ["profile_decode", str(ran.artefact), "--tokens", "6", "--prompt", "8", "--threads", "1"]
     monkeypatch.setattr("sys.argv", [*argv, "--nodes", "--json", str(file)])
     profile_decode.main()
     content = json.loads(file.read_text())
