@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["FAMILIES", "random_tokens", "save_family"]
+__all__ = ["FAMILIES", "random_tokens", "save_family", "save_tokenizer"]
 
 _VOCABULARY, _HIDDEN, _LENGTH = 512, 128, 256
 _COMMON: dict[str, Any] = {
@@ -83,9 +83,14 @@ def save_family(name: str, folder: Path) -> Path:
                 else:
                     parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
-    words = Tokenizer(WordLevel({str(token): token for token in range(_VOCABULARY)}, "0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="0").save_pretrained(folder)
+    save_tokenizer(folder, _VOCABULARY)
     return folder
+
+
+def save_tokenizer(folder: Path, vocabulary: int) -> None:
+    """One that knows the numbers below `vocabulary`, each of them a token."""
+    words = Tokenizer(WordLevel({str(token): token for token in range(vocabulary)}, "0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="0").save_pretrained(folder)
 
 
 def random_tokens(windows: int, window: int, seed: int) -> Tensor:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GENERATED", "LOADERS", "OURS", "PROMPT", "greedy"]
+__all__ = ["GENERATED", "LOADERS", "OURS", "PROMPT", "greedy", "memory"]
 
 OURS = "+asvd_q"
 """Ends the name of a loader that imports asvd_q."""
@@ -231,7 +231,7 @@ def _threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS", 0))
 
 
-def _memory() -> dict[str, int]:
+def memory() -> dict[str, int]:
     """Largest resident set of this process so far, and the one of now, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
@@ -249,11 +249,11 @@ def _used(loader: str, folder: Path, windows: Ids) -> dict[str, Any]:
     that of the first and the seconds are those of the second.
     """
     _import(loader, folder)
-    before = _memory()["now"]
+    before = memory()["now"]
     start = time.perf_counter()
     step, layers = LOADERS[loader](folder)
     first = time.perf_counter() - start
-    peak = _memory()["peak"]
+    peak = memory()["peak"]
     logits = np.concatenate(list(_scored(step, windows)))
     generated = greedy(step, windows)
     del step

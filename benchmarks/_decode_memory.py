@@ -1,0 +1,64 @@
+"""How much memory a model takes while it decodes, in a process of its own.
+
+    python -m benchmarks._decode_memory FOLDER THREADS FACTS|torch
+
+prints, in bytes, the largest resident set over loading, a prompt of 128 tokens and 16 tokens after
+it, less what was resident when all was imported. Facts of the graph are given as JSON: to read
+them here would count what reading takes.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks._decode_driver import Decoder, GraphFacts, OrtDecoder, greedy, prompt
+from benchmarks._loaders import memory
+
+if TYPE_CHECKING:
+    from benchmarks._decode_artefacts import Artefact
+
+__all__ = ["PROMPT", "peak_memory_bytes"]
+
+PROMPT, _TOKENS = 128, 16
+
+
+def peak_memory_bytes(artefact: Artefact, threads: int) -> int:
+    """Of an artefact in ONNX Runtime or torch.
+
+    Raises:
+        RuntimeError: with the last line of what the process said.
+    """
+    facts = "torch" if artefact.facts is None else json.dumps(asdict(artefact.facts))
+    command = [sys.executable, "-m", "benchmarks._decode_memory", str(artefact.folder)]
+    ended = subprocess.run([*command, str(threads), facts], capture_output=True, text=True)
+    lines = (ended.stdout if ended.returncode == 0 else ended.stderr).strip().splitlines()
+    if ended.returncode != 0:
+        raise RuntimeError(f"{artefact.folder} cannot be measured: {lines[-1] if lines else ''}")
+    return int(lines[-1])
+
+
+def _measured(folder: Path, threads: int, facts: str) -> int:
+    decoder: Decoder
+    if facts == "torch":
+        from transformers import AutoModelForCausalLM
+
+        from benchmarks._decode_torch import TorchDecoder
+
+        AutoModelForCausalLM  # noqa: B018
+        before = memory()["now"]
+        decoder = TorchDecoder(folder, threads=threads)
+    else:
+        parsed = GraphFacts(**json.loads(facts))
+        before = memory()["now"]
+        decoder = OrtDecoder(folder / "model.onnx", facts=parsed, threads=threads)
+    greedy(decoder, prompt(decoder.vocabulary, 1, PROMPT), _TOKENS)
+    return memory()["peak"] - before
+
+
+if __name__ == "__main__":
+    print(_measured(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))

@@ -1,0 +1,137 @@
+"""What the decoding benchmark measures, part by part."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks._decode_artefacts import Artefact, Workshop
+from benchmarks._decode_driver import prompt
+from benchmarks._decode_memory import PROMPT, peak_memory_bytes
+from benchmarks._decode_models import WIDTHS, Llama, narrow
+from benchmarks._decode_points import Point, Step, Width
+from benchmarks._decode_speed import Times, alternate, ratio
+from benchmarks._decode_variants import FLOAT, INT4, PEER, Variant, asvd_int4
+
+__all__ = ["allowed_ratio", "sizes", "speed", "sweep"]
+
+_SWEEP_WIDTH = 1024
+_BATCHES, _CONTEXTS = (1, 4, 8), (32, 512, 1024)
+_SWEEP_ROUNDS, _SIZES_SECONDS = 2, 5
+_SIZES_KEPT = (0.8, 0.5)
+
+
+def allowed_ratio(artefact: Artefact, dense: Artefact) -> float | None:
+    """How many times faster than the dense one it is if bytes alone count; None for torch."""
+    if artefact.facts is None or dense.facts is None:
+        return None
+    return dense.facts.token_bytes / artefact.facts.token_bytes
+
+
+def speed(
+    name: str,
+    model: Path | Llama,
+    chosen: Mapping[str, Variant],
+    workshop: Workshop,
+    options: Namespace,
+) -> list[Point]:
+    """Every form of a model, in turns; memory afterwards, one process after the other."""
+    made = {one.name: workshop.artefact(name, model, one) for one in chosen.values()}
+    if options.runtime == "genai":
+        made = {key: artefact for key, artefact in made.items() if artefact.runs_in_genai}
+    times = _times(made, options, batch=1, context=PROMPT)
+    return [
+        _point(artefact, times, made, peak_memory_bytes(artefact, options.threads))
+        for artefact in made.values()
+    ]
+
+
+def sweep(forms: Mapping[str, Variant], workshop: Workshop, options: Namespace) -> list[Step]:
+    """How speed changes with the number of sequences and their length."""
+    names = (FLOAT, INT4, asvd_int4(0.5), PEER)
+    model = narrow(_SWEEP_WIDTH)
+    made = {name: workshop.artefact(str(_SWEEP_WIDTH), model, forms[name]) for name in names}
+    decoders = {name: one.decoder(options.threads) for name, one in made.items()}
+    found: list[Step] = []
+    for batch in _BATCHES:
+        for context in _CONTEXTS:
+            ids = prompt(model.vocabulary, batch, context)
+            times = alternate(decoders, ids, tokens=options.tokens, rounds=_SWEEP_ROUNDS)
+            found += [
+                Step(
+                    name=name,
+                    batch=batch,
+                    context=context,
+                    first_token_seconds=one.prefill_seconds,
+                    decode_tokens_per_second=batch / one.decode_seconds,
+                )
+                for name, one in times.items()
+            ]
+    return found
+
+
+def sizes(forms: Mapping[str, Variant], workshop: Workshop, options: Namespace) -> list[Width]:
+    """Factors over dense codes at growing width."""
+    found: list[Width] = []
+    for width in WIDTHS:
+        names = (INT4, *map(asvd_int4, _SIZES_KEPT))
+        made = {name: workshop.artefact(str(width), narrow(width), forms[name]) for name in names}
+        times = _times(made, options, batch=1, context=PROMPT, seconds=_SIZES_SECONDS)
+        for kept in _SIZES_KEPT:
+            name = asvd_int4(kept)
+            allowed = allowed_ratio(made[name], made[INT4])
+            assert allowed is not None  # both are graphs
+            found.append(
+                Width(
+                    width=width,
+                    kept_ratio=kept,
+                    ratio=ratio(times[INT4].decode, times[name].decode),
+                    allowed_ratio=allowed,
+                    dense_tokens_per_second=1 / times[INT4].decode_seconds,
+                )
+            )
+    return found
+
+
+def _times(
+    made: Mapping[str, Artefact],
+    options: Namespace,
+    *,
+    batch: int,
+    context: int,
+    seconds: float | None = None,
+) -> dict[str, Times]:
+    decoders = {name: one.decoder(options.threads, options.runtime) for name, one in made.items()}
+    vocabulary = min(decoder.vocabulary for decoder in decoders.values())
+    return alternate(
+        decoders,
+        prompt(vocabulary, batch, context),
+        tokens=options.tokens,
+        rounds=options.rounds,
+        seconds=options.seconds if seconds is None else min(seconds, options.seconds),
+    )
+
+
+def _point(
+    artefact: Artefact, times: Mapping[str, Times], made: Mapping[str, Artefact], memory: int
+) -> Point:
+    variant = artefact.variant
+    own, peer, dense = (times.get(name) for name in (variant.name, PEER, INT4))
+    assert own is not None
+    return Point(
+        name=variant.name,
+        model=artefact.model,
+        kept_ratio=artefact.kept_ratio,
+        bits=variant.bits,
+        decode_tokens_per_second=1 / own.decode_seconds,
+        prefill_tokens_per_second=PROMPT / own.prefill_seconds,
+        bytes=artefact.bytes,
+        token_bytes=None if artefact.facts is None else artefact.facts.token_bytes,
+        peak_memory_bytes=memory,
+        ratio_to_genai_int4=None if peer is None else ratio(peer.decode, own.decode),
+        prefill_ratio_to_genai_int4=None if peer is None else ratio(peer.prefill, own.prefill),
+        ratio_to_int4=None if dense is None else ratio(dense.decode, own.decode),
+        allowed_ratio=allowed_ratio(artefact, made[INT4]) if INT4 in made else None,
+        rounds=len(own.decode),
+    )
