@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from asvd_q.errors import ArtefactError, first_line
+from asvd_q.evaluation.padding import positions_behind
 from asvd_q_exporters.onnx.session import PROVIDERS, session_options
 
 __all__ = ["OnnxRunner"]
@@ -47,16 +48,19 @@ class OnnxRunner:
         self._past = [one for one in self.session.get_inputs() if one.name.startswith(_PAST)]
         self._outputs = [one.name for one in self.session.get_outputs()]
 
-    def forward(self, input_ids: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+    def forward(
+        self, input_ids: Tensor, cache: Any = None, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
         """See `asvd_q.artefact.Runner.forward`."""
         batch, tokens = input_ids.shape
         past = self._empty(batch) if cache is None else cache
         length = past[0].shape()[2] if past else 0
-        positions = torch.arange(length, length + tokens).expand(batch, tokens)
+        if attention_mask is None:
+            attention_mask = torch.ones((batch, length + tokens), dtype=torch.int64)
         feeds = {
             "input_ids": _value(input_ids),
-            "attention_mask": _value(torch.ones((batch, length + tokens), dtype=torch.int64)),
-            "position_ids": _value(positions),
+            "attention_mask": _value(attention_mask),
+            "position_ids": _value(positions_behind(attention_mask)[:, -tokens:]),
         }
         feeds |= {one.name: value for one, value in zip(self._past, past, strict=True)}
         logits, *present = self.session.run_with_ort_values(self._outputs, feeds)
