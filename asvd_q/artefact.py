@@ -91,12 +91,19 @@ class Runner(Protocol):
     runtime: str
     """What computes the logits, with its version: "torch 2.13.0", "onnxruntime 1.31.1 CPU"."""
 
-    def forward(self, input_ids: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+    def forward(
+        self, input_ids: Tensor, cache: Any = None, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
         """Logits of the given tokens, and the cache with those tokens appended.
 
         Args:
             input_ids: int64 (batch, tokens), on the CPU.
             cache: what an earlier call returned; None starts a sequence.
+            attention_mask: int64 (batch, tokens so far), those of this call included: 0 for
+                padding, which is on the left of a row and at most up to its last token, and 1
+                for the rest. Given with a sequence's first tokens, it is given with all others.
+                A row's logits are those of its tokens alone; those of padding mean nothing.
+                None: there is no padding.
 
         Returns:
             float32 logits (batch, tokens, vocabulary) on the CPU, and the new cache, which is

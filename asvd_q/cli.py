@@ -319,25 +319,30 @@ def evaluate(
 @app.command()
 def generate(
     path: PathArgument,
-    prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")],
+    prompts: Annotated[
+        list[str],
+        typer.Option("--prompt", help="Text to continue; several are computed as one batch."),
+    ],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to add at most.")] = 48,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     model: ModelOption = None,
 ) -> None:
-    """Continue a prompt with a run, a store or an artefact, in its runtime."""
-    from asvd_q.evaluation.generation import generate_text
+    """Continue prompts with a run, a store or an artefact, in its runtime."""
+    from asvd_q.evaluation.generation import generate_text, generate_texts
     from asvd_q.opening import open_anything
 
     opened = open_anything(path, model)
-    for piece in generate_text(
-        opened.runner,
-        opened.tokenizer,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-    ):
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    if len(prompts) > 1:
+        texts = generate_texts(opened.runner, opened.tokenizer, prompts, **settings)
+        _say("\n\n".join(texts))
+        return
+    for piece in generate_text(opened.runner, opened.tokenizer, prompts[0], **settings):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

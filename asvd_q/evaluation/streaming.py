@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from asvd_q.models.blockwise import BlockwiseModel
 from asvd_q.models.hidden import HiddenStates
@@ -40,7 +41,20 @@ class StreamingRunner:
             for position in range(len(hidden)):
                 yield self._model.logits(outside, hidden[position]).float().cpu()
 
-    def forward(self, input_ids: Tensor, cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        input_ids: Tensor,
+        cache: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         tokens = input_ids if cache is None else torch.cat([cache, input_ids], dim=1)
-        (logits,) = self.score([tokens])
-        return logits[:, -input_ids.shape[1] :], tokens
+        new = input_ids.shape[1]
+        if attention_mask is None:
+            (logits,) = self.score([tokens])
+            return logits[:, -new:], tokens
+        # Blocks are run without a mask: each row goes through them alone, without its padding.
+        rows = [row[mask.bool()][None] for row, mask in zip(tokens, attention_mask, strict=True)]
+        found = [logits[0, -new:] for logits in self.score(rows)]
+        # Zeros where this call's tokens are padding.
+        padded = [pad(logits, (0, 0, new - len(logits), 0)) for logits in found]
+        return torch.stack(padded), tokens

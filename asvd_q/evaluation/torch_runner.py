@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from asvd_q.evaluation.padding import positions_behind
+
 __all__ = ["TorchRunner"]
 
 
@@ -29,17 +31,27 @@ class TorchRunner:
         self.device = torch.device(device)
 
     @torch.inference_mode()
-    def forward(self, input_ids: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+    def forward(
+        self, input_ids: Tensor, cache: Any = None, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
         """Logits float32 (batch, tokens, vocabulary) on the CPU, and the cache.
 
         Args:
             input_ids: int64 (batch, tokens).
             cache: a `DynamicCache` of an earlier call, which is extended in place.
+            attention_mask: int64 (batch, tokens so far), 0 for padding on the left.
         """
         if cache is None:
             cache = DynamicCache(config=self.model.config)
+        padding: dict[str, Tensor] = {}
+        if attention_mask is not None:
+            positions = positions_behind(attention_mask)[:, -input_ids.shape[1] :]
+            padding = {
+                "attention_mask": attention_mask.to(self.device),
+                "position_ids": positions.to(self.device),
+            }
         output = self.model(
-            input_ids=input_ids.to(self.device), past_key_values=cache, use_cache=True
+            input_ids=input_ids.to(self.device), past_key_values=cache, use_cache=True, **padding
         )
         return output.logits.float().cpu(), output.past_key_values
 

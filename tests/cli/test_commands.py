@@ -150,6 +150,9 @@ def test_generate_agrees_with_transformers(run_folder: Path, capsys: Capture) ->
     in_torch = command(capsys, "generate", run_folder, *arguments).out
     assert in_ort == in_torch
     assert in_ort.startswith(prompt)
+    other = "Once upon a time there was a little bird"
+    both = command(capsys, "generate", run_folder / "artefacts/onnx", *arguments, "--prompt", other)
+    assert both.out.startswith(f"{in_ort}\n{other}")
     dense = command(capsys, "generate", WREN, *arguments).out
     tokenizer = AutoTokenizer.from_pretrained(WREN)
     model = AutoModelForCausalLM.from_pretrained(WREN, dtype=torch.float32)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from asvd_q.errors import ArtefactError, first_line
+from asvd_q.evaluation.padding import positions_behind
 from asvd_q_exporters.onnx.buffers import Buffers, SharedPast
 from asvd_q_exporters.onnx.session import PROVIDERS, session_options
 
@@ -55,26 +56,32 @@ class OnnxRunner:
         self._past = [one for one in inputs if one.name.startswith(_PAST)]
         self._has_positions = any(one.name == _POSITIONS for one in inputs)
 
-    def forward(self, input_ids: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+    def forward(
+        self, input_ids: Tensor, cache: Any = None, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
         """See `asvd_q.artefact.Runner.forward`."""
         batch, tokens = input_ids.shape
+        length = _length(cache)
+        if attention_mask is None:
+            attention_mask = torch.ones((batch, length + tokens), dtype=torch.int64)
         if cache is None:
-            return self._first(input_ids)
-        if batch > 1 and tokens > 1 and self._in_place:
-            # The operator takes several tokens behind others of one sequence only.
-            logits = []
-            for index in range(tokens):
-                found, cache = self.forward(input_ids[:, index : index + 1], cache)
-                logits.append(found)
-            return torch.cat(logits, dim=1), cache
-        return self._next(input_ids, cache)
+            return self._first(input_ids, attention_mask)
+        if batch == 1 or tokens == 1 or not isinstance(cache, SharedPast):
+            return self._next(input_ids, attention_mask, cache)
+        # The operator takes several tokens behind others of one sequence only.
+        logits = []
+        for index in range(tokens):
+            seen = attention_mask[:, : length + index + 1]
+            found, cache = self._next(input_ids[:, index : index + 1], seen, cache)
+            logits.append(found)
+        return torch.cat(logits, dim=1), cache
 
     def score(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """See `asvd_q.artefact.Runner.score`."""
         for batch in batches:
             yield self.forward(batch)[0]
 
-    def _first(self, input_ids: Tensor) -> tuple[Tensor, Any]:
+    def _first(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Any]:
         """Tokens with none before them; the runtime makes room for their keys and values."""
         past = [
             onnxruntime.OrtValue.ortvalue_from_numpy(
@@ -82,40 +89,35 @@ class OnnxRunner:
             )
             for one in self._past
         ]
-        logits, present = self._run(input_ids, 0, past, None)
+        logits, present = self._run(input_ids, attention_mask, past, None)
         if not self._in_place:
             return logits, present
         length = input_ids.shape[1]
         return logits, SharedPast(Buffers(present, length, length), length)
 
-    def _next(self, input_ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        tokens = input_ids.shape[1]
+    def _next(self, input_ids: Tensor, attention_mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
         if not isinstance(cache, SharedPast):
-            return self._run(input_ids, cache[0].shape()[2] if cache else 0, cache, None)
+            return self._run(input_ids, attention_mask, cache, None)
+        tokens = input_ids.shape[1]
         cache = cache.with_room(tokens)
         values = cache.buffers.values
-        logits, _ = self._run(input_ids, cache.length, values, values)
+        logits, _ = self._run(input_ids, attention_mask, values, values)
         return logits, cache.extended(tokens)
 
     def _run(
-        self, input_ids: Tensor, length: int, past: OrtValues, present: OrtValues | None
+        self, input_ids: Tensor, attention_mask: Tensor, past: OrtValues, present: OrtValues | None
     ) -> tuple[Tensor, list[onnxruntime.OrtValue]]:
         """One pass.
 
         Args:
-            length: tokens in the past.
             present: where keys and values go; None has the runtime make room.
 
         Returns:
             Logits (batch, tokens, vocabulary), and keys and values.
         """
-        batch, tokens = input_ids.shape
-        feeds = {
-            "input_ids": input_ids,
-            "attention_mask": torch.ones((batch, length + tokens), dtype=torch.int64),
-        }
+        feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self._has_positions:
-            feeds[_POSITIONS] = torch.arange(length, length + tokens).expand(batch, tokens)
+            feeds[_POSITIONS] = positions_behind(attention_mask)[:, -input_ids.shape[1] :]
         binding = self.session.io_binding()
         for name, tensor in feeds.items():
             binding.bind_cpu_input(name, tensor.contiguous().numpy())
@@ -130,3 +132,10 @@ class OnnxRunner:
         self.session.run_with_iobinding(binding)
         logits, *values = binding.get_outputs()
         return torch.from_numpy(logits.numpy()).float(), values
+
+
+def _length(cache: Any) -> int:
+    """Tokens in a cache."""
+    if isinstance(cache, SharedPast):
+        return cache.length
+    return int(cache[0].shape()[2]) if cache else 0

@@ -1,0 +1,77 @@
+"""The benchmark of optimum's runtime: what counts as a difference, and its environment."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import optimum_runtime
+from benchmarks.optimum_runtime import Reference, compare
+
+REFERENCE = Reference(
+    ids=[[5, 6], [7, 8, 9]],
+    logits=np.arange(1, 13, dtype=np.float32).reshape(1, 3, 4),
+    greedy=np.array([[1, 2], [3, 0]]),
+)
+
+
+def written() -> dict[str, Any]:
+    """What is found where nothing differs."""
+    found: dict[str, Any] = {"shapes_set": np.array(False)}
+    for binding in ("off", "on"):
+        found[f"{binding}.logits"] = REFERENCE.logits.copy()
+        found[f"{binding}.alone"] = REFERENCE.greedy.copy()
+        found[f"{binding}.batch"] = REFERENCE.greedy.copy()
+    for package in ("transformers", "optimum"):
+        found[f"pipeline.{package}"] = REFERENCE.greedy.copy()
+    return found
+
+
+def test_equal_numbers_agree() -> None:
+    rows = list(compare("one", written(), REFERENCE))
+    assert [row.binding for row in rows] == [False, True]
+    assert all(row.agrees for row in rows)
+    assert [(row.alone_equal, row.batch_equal, row.tokens) for row in rows] == [(4, 4, 4)] * 2
+
+
+@pytest.mark.parametrize("what", ["on.logits", "on.alone", "on.batch"])
+def test_what_one_way_computes_otherwise_is_seen_there(what: str) -> None:
+    found = written()
+    found[what].flat[-1] += 1
+    without, with_binding = compare("one", found, REFERENCE)
+    assert without.agrees
+    assert not with_binding.agrees
+
+
+def test_a_pipeline_that_differs_is_named() -> None:
+    found = written()
+    found["pipeline.optimum"][0, 0] += 1
+    for row in compare("one", found, REFERENCE):
+        assert row.pipelines == {"transformers": True, "optimum": False}
+        assert not row.agrees
+
+
+def test_what_cannot_be_loaded_agrees_with_nothing() -> None:
+    found = {"error": np.array("ValueError: no such file")}
+    (row,) = compare("one", found, REFERENCE)
+    assert row.failed == "ValueError: no such file"
+    assert not row.agrees
+
+
+def test_an_interpreter_without_optimum_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="optimum"):
+        optimum_runtime._in_optimum(Path(sys.executable), [tmp_path], REFERENCE.ids, tmp_path)
+
+
+def test_its_environment_computes_with_our_versions() -> None:
+    root = Path(optimum_runtime.__file__).parent.parent
+    pins = (root / "benchmarks/optimum-requirements.txt").read_text().splitlines()
+    ours = (root / "constraints.txt").read_text().splitlines()
+    for name in ("torch", "onnxruntime", "numpy"):
+        assert {pin for pin in pins if pin.startswith(f"{name}==")} == {
+            pin for pin in ours if pin.startswith(f"{name}==")
+        }

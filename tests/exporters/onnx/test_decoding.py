@@ -1,0 +1,84 @@
+"""Padded batches, whole contexts, and prefill in parts, in every family that the README names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from asvd_q.artefact import Runner
+from asvd_q.evaluation.generation import generate, generate_batch
+from asvd_q.evaluation.padding import pad_left
+from asvd_q.evaluation.torch_runner import TorchRunner
+from asvd_q_exporters.onnx import OnnxOptions
+from tests.exporters.onnx.conftest import Export, export
+from tests.exporters.onnx.reference import reference_logits, reference_model, relative, tokens
+from tests.exporters.onnx.stores import eight_bit_store
+from tests.families.models import MODELS, save_model
+
+_EXACT = OnnxOptions(accuracy_level=0)
+_CONTEXT = 256
+"""What every model of `MODELS` can see."""
+
+_QUICK = ("llama", "gpt2")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS
+    ],
+)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    folder = tmp_path_factory.mktemp(request.param)
+    saved = save_model(folder / "model", *MODELS[request.param], tokenizer=False)
+    return export(eight_bit_store(folder / "store", saved), folder / "onnx", _EXACT)
+
+
+def in_parts(runner: Runner, ids: Tensor, sizes: list[int], mask: Tensor | None = None) -> Tensor:
+    """Logits of (batch, tokens) that are given part by part; the parts add up to all tokens."""
+    parts, cache, end = [], None, 0
+    for chunk in ids.split(sizes, dim=1):
+        end += chunk.shape[1]
+        seen = None if mask is None else mask[:, :end]
+        logits, cache = runner.forward(chunk, cache, seen)
+        parts.append(logits)
+    return torch.cat(parts, dim=1)
+
+
+def prompts(*lengths: int) -> list[list[int]]:
+    """Random, none of them the start of another; no special tokens."""
+    rows = tokens(len(lengths), max(lengths), vocabulary=256) + 3
+    return [row[:length].tolist() for row, length in zip(rows, lengths, strict=True)]
+
+
+def test_a_padded_batch_decodes_as_each_prompt_alone(made: Export) -> None:
+    # One prompt shorter than a sliding window, one longer, and one that is longer with its answer.
+    rows = prompts(5, 40, 12)
+    runner = made.exporter.open(made.folder)
+    batched = list(zip(*generate_batch(runner, rows, max_new_tokens=12), strict=True))
+    plain = TorchRunner(reference_model(made.store), "torch")
+    in_torch = list(zip(*generate_batch(plain, rows, max_new_tokens=12), strict=True))
+    for row, ours, theirs in zip(rows, batched, in_torch, strict=True):
+        alone = list(generate(runner, row, max_new_tokens=12))
+        assert list(ours) == alone
+        assert list(theirs) == alone
+
+
+@pytest.mark.parametrize("sizes", [[48], [30, 18], [40, 1, 1, 6]], ids=str)
+def test_padding_changes_no_logits(sizes: list[int], made: Export) -> None:
+    rows = prompts(48, 9, 31)
+    ids, mask = pad_left(rows)
+    for runner in (made.exporter.open(made.folder), TorchRunner(reference_model(made.store), "")):
+        found = in_parts(runner, ids, sizes, mask)
+        assert torch.isfinite(found).all()
+        for row, logits in zip(rows, found, strict=True):
+            expected = reference_logits(made.store, torch.tensor([row]))[0]
+            assert relative(logits[-len(row) :], expected) < 1e-5
+
+
+@pytest.mark.parametrize("sizes", [[_CONTEXT], [128, 128], [100, 148, *[1] * 8], [1, 255]], ids=str)
+def test_a_sequence_may_fill_the_context(sizes: list[int], made: Export) -> None:
+    ids = tokens(2, _CONTEXT, vocabulary=320)
+    found = in_parts(made.exporter.open(made.folder), ids, sizes)
+    assert relative(found, reference_logits(made.store, ids)) < 1e-5
