@@ -315,7 +315,7 @@ class _Check:
     def _matrices(
         self, ref: WeightRef, layer: LayerPlan, statistics: SiteStatistics
     ) -> dict[Slot, Tensor] | None:
-        weight = ref.take(self.model.source.tensor(ref.tensor_name)).to(self.model.device)
+        weight = self.model.source.matrix(ref).to(self.model.device)
         made = compress_layer(
             weight,
             layer,

@@ -188,7 +188,7 @@ def _tried(
     fisher: Mapping[str, Tensor],
     cost: Cost,
 ) -> LayerTried:
-    matrix = weight.take(model.source.tensor(weight.tensor_name))
+    matrix = model.source.matrix(weight)
     trials = LayerTrials(
         weight.name,
         matrix.to(model.device),

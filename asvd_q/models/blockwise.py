@@ -88,8 +88,12 @@ class BlockwiseModel:
         return len(self.skeleton.blocks)
 
     @contextmanager
-    def outside(self) -> Iterator[nn.Module]:
-        """Everything but the blocks (embedding, last norm, head), alive inside the context."""
+    def outside(self, *, replaced: Replaced | None = None) -> Iterator[nn.Module]:
+        """Everything but the blocks (embedding, last norm, head), alive inside the context.
+
+        Args:
+            replaced: instead of the model's own lookup.
+        """
         model = self.skeleton.model
         blocks = self.skeleton.blocks
         path = self.skeleton.blocks_path
@@ -99,7 +103,12 @@ class BlockwiseModel:
         model.set_submodule(path, nn.ModuleList())
         try:
             outside = assemble(
-                model, "", self.source, self._replaced, device=self.device, dtype=self.dtype
+                model,
+                "",
+                self.source,
+                replaced or self._replaced,
+                device=self.device,
+                dtype=self.dtype,
             )
         finally:
             model.set_submodule(path, blocks)

@@ -208,6 +208,8 @@ def plan_layer(
         shape=weight.shape,
         transposed=weight.transposed,
         subclass=weight.subclass,
+        role=weight.role,
+        tied=weight.tied,
         form=form,
         rank=rank,
         quantization=dict(quantization),
