@@ -143,6 +143,11 @@ class LayerPlan(_Frozen):
         """Which matrix outside the blocks it is; None inside them."""
         return vocabulary_part(self.role, self.tied, self.block)
 
+    @property
+    def counts_for_ratio(self) -> bool:
+        """Whether a kept ratio of the whole model is about this layer too."""
+        return self.block is not None or self.form == "factors"
+
     def slot_shapes(self) -> dict[Slot, tuple[int, int]]:
         """Shape (out, in) of each matrix that is stored, in the order it is applied."""
         out_features, in_features = self.shape
@@ -237,8 +242,13 @@ class Plan(_Frozen):
 
     @property
     def kept_ratio(self) -> float:
-        """Parameters of the planned layers after / before."""
-        return sum(layer.parameters for layer in self.layers) / max(self.weights, 1)
+        """Parameters of the layers that factors are made of, after / before.
+
+        An embedding or a head in codes keeps all of its own, and so is none of them.
+        """
+        found = [layer for layer in self.layers if layer.counts_for_ratio]
+        before = sum(layer.shape[0] * layer.shape[1] for layer in found)
+        return sum(layer.parameters for layer in found) / max(before, 1)
 
     @property
     def predicted_bytes(self) -> int:

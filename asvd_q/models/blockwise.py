@@ -141,6 +141,18 @@ class BlockwiseModel:
         assert self._last is not None
         return self._last
 
+    def entering(self, outside: nn.Module, input_ids: Tensor) -> Tensor:
+        """The same, with nothing behind it run and nothing remembered: the cheap way to it."""
+        self._recording, self._injected, self._stop_at_first = [], None, True
+        try:
+            outside(input_ids=input_ids.to(self.device), use_cache=False)
+        except _Stop:
+            pass
+        finally:
+            self._stop_at_first = False
+        assert self._last is not None
+        return self._last
+
     def run_block(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
         """Output of a loaded block for hidden states of a shape that was embedded before."""
         call = self._calls[hidden.shape[:2]][index]
@@ -182,17 +194,10 @@ class BlockwiseModel:
 
     def _learn_output(self, outside: nn.Module, ids: Tensor) -> None:
         """Whether blocks return a tensor or a tuple: seen on the first one, once."""
-        self._recording, self._stop_at_first = [], True
-        try:
-            outside(input_ids=ids[:1, :2], use_cache=False)
-        except _Stop:
-            pass
-        finally:
-            self._stop_at_first = False
-        assert self._last is not None
+        entering = self.entering(outside, ids[:1, :2])
         call = self._recording[0]
         self._tuple_output = isinstance(
-            self.load_block(0)(self._last, *call.args, **call.kwargs), tuple
+            self.load_block(0)(entering, *call.args, **call.kwargs), tuple
         )
 
     def _stand_in(self, index: int, hidden: Tensor, call: BlockCall) -> Any:
