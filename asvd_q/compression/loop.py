@@ -1,7 +1,8 @@
 """The block-major loop: statistics → factors → codes → store → inputs of the next block.
 
 One block's weights and Gram matrices are alive at a time; what lives through the loop are the
-hidden states of the calibration windows. A block that the store already holds is not compressed
+hidden states of the calibration windows. The embedding, where the plan has one, comes before the
+first block, and the head after the last. A block that the store already holds is not compressed
 again, only run, so an interrupted loop goes on where it stopped and ends with the same bytes.
 """
 
@@ -131,16 +132,20 @@ class _Loop:
         return any(part is not None and part.refit for part in (self.section, self.quantization))
 
     def run(self, calibration: Calibration) -> None:
-        pending = [part for part in self.store.blocks() if not self.store.is_finished(part)]
+        parts = self.store.blocks()
+        pending = [part for part in parts if not self.store.is_finished(part)]
+        inside = [part for part in pending if isinstance(part, int)]
+        last = len(self.model) - 1 if None in pending else max(inside, default=-1)
+        first = int("embedding" in parts)
+        total = first + last + 1 + (None in pending)
         if "embedding" in pending:
             self._compress_embedding(calibration)
+            self.progress("compressing", first, total)
             pending.remove("embedding")
         if not pending:
             return
         if self.section is not None and self.section.scaling == "fisher":
             self.fisher = self._fisher(calibration, pending)
-        inside = [part for part in pending if isinstance(part, int)]
-        last = len(self.model) - 1 if None in pending else max(inside)
         hidden = HiddenStates(calibration.folder)
         self._embed(calibration, hidden, compressed=self.sequential)
         dense = HiddenStates.named(calibration.folder, "dense") if self.refit else None
@@ -157,10 +162,10 @@ class _Loop:
                 self._compress_block(index, hidden, advance=advance)
             else:
                 self._advance(self._load(index, compressed=self.sequential), index, hidden)
-            self.progress("compressing", index + 1, last + 1 + (None in pending))
+            self.progress("compressing", first + index + 1, total)
         if None in pending:
             self._compress_head(dense, hidden)
-            self.progress("compressing", last + 2, last + 2)
+            self.progress("compressing", total, total)
 
     def write(self, part: Part, statistics: dict[str, SiteStatistics]) -> None:
         """Compress and store the planned layers of one part."""
@@ -244,8 +249,14 @@ class _Loop:
             self._advance(self._load(index, compressed=True), index, hidden)
 
     def _embed(self, calibration: Calibration, hidden: HiddenStates, *, compressed: bool) -> None:
-        lookup = self.store.replaced if compressed else nothing_replaced
-        with self.model.outside(replaced=lookup) as outside:
+        embedding = self.model.skeleton.embedding
+
+        def replaced(name: str) -> dict[Slot, Tensor] | None:
+            """Of the embedding alone: a head that is to be made again may be damaged."""
+            wanted = compressed and embedding is not None and name == embedding.name
+            return self.store.replaced(name) if wanted else None
+
+        with self.model.outside(replaced=replaced) as outside:
             for batch in calibration.batches():
                 hidden.append(self.model.embed(outside, batch))
         del outside  # embedding and head: not alive through the loop
