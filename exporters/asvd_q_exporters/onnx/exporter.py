@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from asvd_q.artefact import ParityBounds, Refusal
 from asvd_q.plan import FLOAT_BYTES
-from asvd_q_exporters._options import coded_embeddings
 from asvd_q_exporters.onnx.nodes import float_node
 from asvd_q_exporters.onnx.operators import OPERATORS
 
@@ -73,7 +72,7 @@ class OnnxExporter:
 
     def can_express(self, plan: Plan) -> list[Refusal]:
         """Methods without an operator, and what each operator cannot hold."""
-        return coded_embeddings(plan, "ONNX") + [
+        return [
             refusal
             for layer in plan
             for slot, shape in layer.slot_shapes().items()
