@@ -19,11 +19,15 @@ __all__ = [
     "FloatType",
     "Form",
     "LayerPlan",
+    "Part",
     "Plan",
     "QuantSpec",
+    "Role",
     "Slot",
+    "VocabularyPart",
     "factor_parameters",
     "store_bytes",
+    "vocabulary_part",
 ]
 
 Form = Literal["dense", "factors", "correction"]
@@ -40,6 +44,16 @@ SLOTS: dict[Form, tuple[Slot, ...]] = {
 }
 """Of each form, in the order in which they are applied."""
 
+Role = Literal["linear", "embedding"]
+"""`linear`: the weight is multiplied with; `embedding`: its rows are looked up, one per token."""
+
+Part = int | Literal["embedding"] | None
+"""What is compressed and stored together: the embedding, a block by its index, and None for the
+output head."""
+
+VocabularyPart = Literal["embedding", "head", "tied"]
+"""A matrix with a row per token; `tied` is one that is the embedding and the output head."""
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,8 +65,9 @@ class LayerPlan(_Frozen):
     Attributes:
         name: dotted module path in the model, the key of everything said about this layer.
         kind: last part of the name ("q_proj"), for patterns and tables.
-        block: index of the transformer block; None for layers outside blocks (the head).
-        shape: (out, in).
+        block: index of the transformer block; None for layers outside blocks (the head, the
+            embedding).
+        shape: (out, in); of an embedding (vocabulary, hidden), as it is stored.
         transposed: the source keeps the weight as (in, out), as GPT-2's Conv1D does; so does a
             checkpoint where the layer is left alone.
         subclass: class of the layer's module where it is one derived from torch's Linear or from
@@ -62,6 +77,9 @@ class LayerPlan(_Frozen):
         quantization: per slot; None leaves that matrix in floating point.
         predicted_bytes: in the store's count (see `store_bytes`).
         reason: why the layer stays dense or in floating point.
+        role: see `Role`.
+        tied: of an embedding whose matrix the output head shares: name of the head's module. The
+            plan then stands for both, and the matrix is stored once.
     """
 
     name: str
@@ -75,6 +93,8 @@ class LayerPlan(_Frozen):
     quantization: dict[Slot, QuantSpec | None]
     predicted_bytes: int = 0
     reason: str | None = None
+    role: Role = "linear"
+    tied: str | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> LayerPlan:
@@ -91,6 +111,42 @@ class LayerPlan(_Frozen):
                 f"the smaller side of its shape {self.shape}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _possible_embedding(self) -> LayerPlan:
+        if self.role == "linear":
+            if self.tied is not None:
+                raise ValueError(f"{self.name}: only an embedding is tied to a head")
+            return self
+        if self.form != "dense" or self.block is not None or self.transposed:
+            raise ValueError(f"{self.name}: an embedding lies outside the blocks, and stays dense")
+        spec = self.quantization["weight"]
+        if spec is not None and spec.method == "nf4":
+            raise ValueError(
+                f"{self.name}: an embedding's rows are looked up one by one, and blocks of nf4 "
+                "reach over rows: use rtn"
+            )
+        if spec is not None and spec.method == "gptq" and self.tied is None:
+            raise ValueError(
+                f"{self.name}: gptq needs inputs that are multiplied, and an embedding that no "
+                "output head shares has none: use rtn"
+            )
+        return self
+
+    @property
+    def part(self) -> Part:
+        """What it is compressed and stored with."""
+        return "embedding" if self.role == "embedding" else self.block
+
+    @property
+    def vocabulary(self) -> VocabularyPart | None:
+        """Which matrix outside the blocks it is; None inside them."""
+        return vocabulary_part(self.role, self.tied, self.block)
+
+    @property
+    def counts_for_ratio(self) -> bool:
+        """Whether a kept ratio of the whole model is about this layer too."""
+        return self.block is not None or self.form == "factors"
 
     def slot_shapes(self) -> dict[Slot, tuple[int, int]]:
         """Shape (out, in) of each matrix that is stored, in the order it is applied."""
@@ -119,8 +175,9 @@ class Plan(_Frozen):
 
     Attributes:
         float_type: the type in which everything that is not quantized is stored.
-        layers: also those that stay as they are, each with its reason.
-        other_bytes: tensors no layer plan covers (embeddings, norms, biases, an untouched head),
+        layers: also those that stay as they are, each with its reason. Embedding and head are
+            among them only where a recipe asks for it.
+        other_bytes: tensors no layer plan covers (norms, biases, an untouched embedding or head),
             in `float_type`.
         one_factor: layers that read the same input and whose corrections have one B, where rank
             and settings are the same: groups of names. Empty where each has a B of its own.
@@ -185,13 +242,25 @@ class Plan(_Frozen):
 
     @property
     def kept_ratio(self) -> float:
-        """Parameters of the planned layers after / before."""
-        return sum(layer.parameters for layer in self.layers) / max(self.weights, 1)
+        """Parameters of the layers that factors are made of, after / before.
+
+        An embedding or a head in codes keeps all of its own, and so is none of them.
+        """
+        found = [layer for layer in self.layers if layer.counts_for_ratio]
+        before = sum(layer.shape[0] * layer.shape[1] for layer in found)
+        return sum(layer.parameters for layer in found) / max(before, 1)
 
     @property
     def predicted_bytes(self) -> int:
         """Bytes of the whole model in the store's count."""
         return self.other_bytes + sum(layer.predicted_bytes for layer in self.layers)
+
+
+def vocabulary_part(role: Role, tied: str | None, block: int | None) -> VocabularyPart | None:
+    """Which matrix outside the blocks a weight is; None for one inside them."""
+    if role == "embedding":
+        return "embedding" if tied is None else "tied"
+    return "head" if block is None else None
 
 
 def _same_factor(one: LayerPlan, other: LayerPlan) -> bool:

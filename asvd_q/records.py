@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from asvd_q.plan import FloatType, Form, LayerPlan, QuantSpec, Slot
+from asvd_q.plan import FloatType, Form, LayerPlan, QuantSpec, Role, Slot
 
 __all__ = ["ArtefactMetadata", "Footprint", "LayerRecord", "SourceIdentity"]
 
@@ -19,8 +19,8 @@ class LayerRecord(_Frozen):
     """One layer after compression.
 
     Attributes:
-        name, kind, block, shape, transposed, subclass, form, rank, quantization: as in
-            `LayerPlan`.
+        name, kind, block, shape, transposed, subclass, role, tied, form, rank, quantization: as
+            in `LayerPlan`.
         reason: why the layer stayed dense or in floating point, when it did.
         bytes_before: of the source weight in the store's float type, without bias.
         bytes_after: of the stored tensors, codes counted at their own width.
@@ -45,6 +45,8 @@ class LayerRecord(_Frozen):
     errors: dict[str, float]
     error_basis: Literal["output", "weight"] = "output"
     notes: tuple[str, ...] = ()
+    role: Role = "linear"
+    tied: str | None = None
 
     @property
     def kept_ratio(self) -> float:
@@ -69,6 +71,8 @@ class LayerRecord(_Frozen):
             quantization=self.quantization,
             predicted_bytes=self.bytes_after,
             reason=self.reason,
+            role=self.role,
+            tied=self.tied,
         )
 
 

@@ -268,7 +268,7 @@ def _meets(
     assert recipe.budget is not None
     count = format_count(recipe, prepared.float_type, prepared.exports)
     times = kernel_times(
-        recipe, prepared.skeleton.weights, count, folder / SEARCH, known_only=known_only
+        recipe, prepared.skeleton.by_name.values(), count, folder / SEARCH, known_only=known_only
     )
     return is_within(recipe.budget, count, plan, times)
 

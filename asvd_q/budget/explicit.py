@@ -42,7 +42,7 @@ def _override(
     quantize: QuantizeSection, layer: LayerPlan, slot: Slot, spec: QuantSpec | None
 ) -> QuantizeOverride | None:
     """What a matrix's settings have to be narrowed by; None where nothing is to be said."""
-    if spec == quantize.spec_for(layer.name, slot):
+    if spec == quantize.spec_for(layer.name, slot, layer.vocabulary):
         return None
     return matrix_override(layer, slot, spec)
 

@@ -56,7 +56,8 @@ _WINDOWS = 8
 def contested(offering: Offering, choice: Choice) -> dict[str, list[Candidate]]:
     """Per layer the chosen form, and those that somewhat smaller and larger budgets would take.
 
-    Layers that all of them agree about are left out.
+    Layers that all of them agree about are left out, and embedding and head: they keep what was
+    predicted of them.
     """
     chosen = choice.allocation.chosen
     found = {name: [candidate] for name, candidate in chosen.items()}
@@ -72,7 +73,8 @@ def contested(offering: Offering, choice: Choice) -> dict[str, list[Candidate]]:
         for name, candidate in other.allocation.chosen.items():
             if candidate not in found[name]:
                 found[name].append(candidate)
-    return {name: forms for name, forms in found.items() if len(forms) > 1}
+    inside = {layer.name for layer in offering.base if layer.block is not None}
+    return {name: forms for name, forms in found.items() if len(forms) > 1 and name in inside}
 
 
 def with_measured(offering: Offering, measured: Mapping[str, LayerTried]) -> Offering:
@@ -211,14 +213,16 @@ class _Check:
     @torch.no_grad()
     def _measure(self, forms: Mapping[str, Sequence[Candidate]], cache: TrialCache) -> None:
         model = self.model
+        dense, hidden, last = (
+            HiddenStates.named(self.scratch, f"hybrid-{name}")
+            for name in ("dense", "hidden", "last")
+        )
+        with model.outside(replaced=self.store.replaced) as outside:
+            for batch in self.batches:
+                hidden.append(model.entering(outside, batch))
         with model.outside() as outside:
-            dense, hidden, last = (
-                HiddenStates.named(self.scratch, f"hybrid-{name}")
-                for name in ("dense", "hidden", "last")
-            )
             for number, batch in enumerate(self.batches):
                 dense.append(model.embed(outside, batch))
-                hidden.append(dense[number])
                 if number < self.measured:
                     last.append(dense[number])
             for index in range(len(model)):
@@ -315,7 +319,7 @@ class _Check:
     def _matrices(
         self, ref: WeightRef, layer: LayerPlan, statistics: SiteStatistics
     ) -> dict[Slot, Tensor] | None:
-        weight = ref.take(self.model.source.tensor(ref.tensor_name)).to(self.model.device)
+        weight = self.model.source.matrix(ref).to(self.model.device)
         made = compress_layer(
             weight,
             layer,

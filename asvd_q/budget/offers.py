@@ -43,14 +43,16 @@ def layer_offers(weight: WeightRef, recipe: Recipe, count: Count) -> list[Offer]
         The layer in floating point first. A layer that `quantize` leaves out has no other form.
     """
     assert recipe.budget is not None
-    section = recipe.decompose
+    section, correct = recipe.decompose, recipe.correct
     floats = plan_layer(weight, {"weight": None}, None, count.float_type)
-    offered = [settings_on_offer(recipe, weight.name, "weight")]
-    found = list(_dense(weight, offered[0], count))
+    part = weight.vocabulary
+    found = list(_dense(weight, settings_on_offer(recipe, weight.name, "weight", part), count))
+    if part is not None:  # codes are all that is tried of an embedding or a head
+        section = correct = None
     if section is not None and section.selects(weight.name):
         for rank in ranks_to_try(weight.shape, section.rank_multiple, recipe.budget.ranks):
             found += _pairs(weight, rank, recipe, count)
-    if recipe.correct is not None and recipe.correct.selects(weight.name):
+    if correct is not None and correct.selects(weight.name):
         for rank in recipe.budget.correction_ranks:
             if factor_parameters(weight.shape, rank) < weight.shape[0] * weight.shape[1] / 2:
                 found += _corrections(weight, rank, recipe, count)
@@ -83,8 +85,10 @@ def uniform_offers(weight: WeightRef, recipe: Recipe, count: Count) -> list[Offe
     """What plain quantization of the whole model would make of a layer: a yardstick.
 
     RTN and GPTQ of every width, in the first of the group sizes, and NF4 in its own blocks; what
-    the format cannot hold is left out.
+    the format cannot hold is left out. Embedding and head it would leave alone.
     """
+    if weight.vocabulary is not None:
+        return []
     assert recipe.budget is not None
     group = recipe.budget.group_sizes[0]
     specs = [

@@ -22,7 +22,7 @@ from asvd_q.progress import Progress
 from asvd_q.recipe import Recipe
 from asvd_q.search.allocation import Target
 from asvd_q.search.context import hidden_states, measured_key
-from asvd_q.search.planning import make_plan
+from asvd_q.search.planning import float_plan
 
 __all__ = ["BudgetResult", "budget_offering", "solve_budget"]
 
@@ -77,11 +77,13 @@ def budget_offering(
         NumericsError: naming a layer whose inputs are not finite.
     """
     assert recipe.calibration is not None
-    times = kernel_times(recipe, model.skeleton.weights, count, folder, known_only=known_only)
+    times = kernel_times(
+        recipe, model.skeleton.by_name.values(), count, folder, known_only=known_only
+    )
     cache = TrialCache(folder, _key(recipe, model, windows, count, times))
-    names = [weight.name for weight in model.skeleton.weights if weight.block is not None]
+    base = float_plan(recipe, model.source, model.skeleton, count.float_type)
     tried = cache.load()
-    if any(name not in tried for name in names):
+    if any(layer.name not in tried for layer in base):
         if known_only:
             raise RecipeError(_NOT_RUN)
         with hidden_states(recipe.calibration, folder) as scratch:
@@ -96,9 +98,6 @@ def budget_offering(
                 progress=progress,
             )
         tried = cache.load()
-    sections = ("budget", "decompose", "correct", "quantize")
-    floats = recipe.model_copy(update=dict.fromkeys(sections))
-    base = make_plan(floats, model.source, model.skeleton, count.float_type)
     return tried, Offering.of(base, tried, count, pinned or {}, times)
 
 

@@ -23,12 +23,19 @@ from asvd_q.budget.counting import Count
 from asvd_q.budget.evidence import BlockEvidence, LayerEvidence, sample_positions
 from asvd_q.budget.offers import Offer, layer_offers, uniform_offers
 from asvd_q.budget.trials import LayerTrials
+from asvd_q.budget.vocabulary import (
+    EmbeddingEvidence,
+    VocabularyTrials,
+    embedding_evidence,
+    head_evidence,
+)
 from asvd_q.files import make_folder, write_text
 from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.refs import WeightRef
 from asvd_q.plan import LayerPlan
 from asvd_q.progress import Progress, silent
 from asvd_q.recipe import Recipe
+from asvd_q.search.planning import covered_weights
 from asvd_q.search.spectra import fisher_if_wanted
 from asvd_q.statistics.backward import backward_through_block, backward_through_head, keep_inputs
 from asvd_q.statistics.labels import NextTokenLoss
@@ -114,7 +121,8 @@ def sweep(
     """Try what every layer has on offer, and keep what is found in the cache.
 
     One block is alive at a time, with the Gram matrices of its sites and a bounded sample of its
-    tokens.
+    tokens. The way is backwards: the head is first, and the embedding last; of a matrix that is
+    both, what reaches the head is kept until then.
 
     Args:
         recipe: with `budget`, `quantize` and `calibration` sections.
@@ -132,16 +140,19 @@ def sweep(
     assert recipe.calibration is not None
     known = cache.load()
     pending = [
-        weight
-        for weight in model.skeleton.weights
-        if weight.block is not None and weight.name not in known
+        weight for weight in covered_weights(recipe, model.skeleton) if weight.name not in known
     ]
     if not pending:
         return
+    inside = [weight for weight in pending if weight.block is not None]
+    head, embedding = (
+        next((weight for weight in pending if weight.vocabulary in parts), None)
+        for parts in (("head", "tied"), ("embedding", "tied"))
+    )
     section = recipe.decompose
     fisher = {}
     if section is not None:
-        fisher = fisher_if_wanted(model, windows, pending, section, folder)
+        fisher = fisher_if_wanted(model, windows, inside, section, folder)
     positions = sample_positions(len(windows), windows.shape[1], recipe.budget.sample, recipe.seed)
     batches = torch.split(windows, recipe.calibration.batch_size)
     with model.outside() as outside:
@@ -153,11 +164,25 @@ def sweep(
             progress=lambda done: progress("budget: forwards", done, len(model)),
         )
         gradients = inputs.pop()
-        backward_through_head(
-            model, outside, gradients, NextTokenLoss(batches, "sampled", recipe.seed)
-        )
-    first = min(weight.block for weight in pending if weight.block is not None)
+        loss = NextTokenLoss(batches, "sampled", recipe.seed)
+        at_head: LayerEvidence | None = None
+        if head is None:
+            backward_through_head(model, outside, gradients, loss)
+        else:
+            with head_evidence(
+                model, outside, head, windows, sample=recipe.budget.sample, seed=recipe.seed
+            ) as at_logits:
+                backward_through_head(model, outside, gradients, loss, at_logits)
+            [at_head] = at_logits.layers().values()
+            del at_logits  # it knows the head's module
     done, total = 0, len(pending)
+    if head is not None and head is not embedding:
+        cache.add(head.name, _tried_codes(recipe, model, head, count, cost, None, at_head))
+        at_head = None
+        done += 1
+        progress("budget: trying forms", done, total)
+    blocks = [weight.block for weight in inside if weight.block is not None]
+    first = 0 if embedding is not None else min(blocks, default=len(model))
     for index in reversed(range(first, len(model))):
         wanted = {weight.name: weight for weight in pending if weight.block == index}
         block = model.load_block(index)
@@ -176,6 +201,12 @@ def sweep(
             cache.add(name, found)
             done += 1
             progress("budget: trying forms", done, total)
+    if embedding is not None:
+        with model.outside() as outside:
+            looked_up = embedding_evidence(model, outside, embedding, batches, gradients, positions)
+        found = _tried_codes(recipe, model, embedding, count, cost, looked_up, at_head)
+        cache.add(embedding.name, found)
+        progress("budget: trying forms", total, total)
 
 
 @torch.no_grad()
@@ -188,7 +219,7 @@ def _tried(
     fisher: Mapping[str, Tensor],
     cost: Cost,
 ) -> LayerTried:
-    matrix = weight.take(model.source.tensor(weight.tensor_name))
+    matrix = model.source.matrix(weight)
     trials = LayerTrials(
         weight.name,
         matrix.to(model.device),
@@ -201,6 +232,23 @@ def _tried(
     tried = contest(offers, trials.loss, trials.bound, cost)
     uniform = [offer for offer in uniform_offers(weight, recipe, count) if _is_installed(offer)]
     return LayerTried(tried, try_all(uniform, trials.loss))
+
+
+@torch.no_grad()
+def _tried_codes(
+    recipe: Recipe,
+    model: BlockwiseModel,
+    weight: WeightRef,
+    count: Count,
+    cost: Cost,
+    embedding: EmbeddingEvidence | None,
+    head: LayerEvidence | None,
+) -> LayerTried:
+    """Of an embedding, a head, or what is both."""
+    matrix = model.source.matrix(weight).to(model.device)
+    trials = VocabularyTrials(matrix, count.float_type, embedding=embedding, head=head)
+    offers = layer_offers(weight, recipe, count)
+    return LayerTried(contest(offers, trials.loss, lambda layer: 0.0, cost))
 
 
 def _is_installed(offer: Offer) -> bool:

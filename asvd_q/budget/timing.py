@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,8 @@ class KernelTimes:
         Args:
             count: of the format whose runtime is timed.
             folder: of the table.
-            head: shape (out, in) of the output projection, which stays in floating point.
+            head: shape (out, in) of an output projection that no layer plan covers, and that so
+                stays in floating point.
             known_only: measure nothing and write nothing.
 
         Raises:
@@ -129,7 +130,7 @@ class KernelTimes:
 
     @cached_property
     def head(self) -> int:
-        """Nanoseconds of the output projection."""
+        """Nanoseconds of an output projection that no layer plan covers."""
         return self._sum(self._of_head)
 
     def total(self, plan: Plan) -> int:
@@ -189,23 +190,40 @@ def kernel_times(
     if recipe.budget.decode_speed is None:
         return None
     weights = list(weights)
-    head = next((weight.shape for weight in weights if weight.block is None), None)
+    offered = {weight.name for weight in weights if _is_offered(weight, recipe, weights)}
+    heads = (weight for weight in weights if weight.vocabulary == "head")
+    covered = offered | {weight.tied for weight in weights if weight.name in offered}
+    head = next((weight.shape for weight in heads if weight.name not in covered), None)
     times = KernelTimes(count, folder, head=head, known_only=known_only)
     times.measure(offered_layers(recipe, weights, count))
     return times
 
 
 def offered_layers(recipe: Recipe, weights: Iterable[WeightRef], count: Count) -> list[LayerPlan]:
-    """Everything that the layers inside the blocks may become."""
+    """Everything that there is to choose from."""
+    weights = list(weights)
     return [
         offer.layer
         for weight in weights
-        if weight.block is not None
+        if _is_offered(weight, recipe, weights)
         for offer in layer_offers(weight, recipe, count)
     ]
 
 
+def _is_offered(weight: WeightRef, recipe: Recipe, weights: Sequence[WeightRef]) -> bool:
+    """Whether there is a choice about it; about a tied head there is under the embedding's name."""
+    part = weight.vocabulary
+    if part is None:
+        return True
+    assert recipe.quantize is not None
+    tied = any(other.tied == weight.name for other in weights)
+    return recipe.quantize.covers(part) and not tied
+
+
 def _matrices(layer: LayerPlan) -> list[_Matrix]:
+    """What a token is multiplied with; rows that are looked up take next to no time."""
+    if layer.vocabulary == "embedding":
+        return []
     return [(shape, layer.quantization[slot]) for slot, shape in layer.slot_shapes().items()]
 
 

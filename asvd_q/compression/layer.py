@@ -331,6 +331,8 @@ def _record(
         shape=plan.shape,
         transposed=plan.transposed,
         subclass=plan.subclass,
+        role=plan.role,
+        tied=plan.tied,
         form=plan.form,
         rank=plan.rank,
         reason=plan.reason,

@@ -1,7 +1,8 @@
 """The block-major loop: statistics → factors → codes → store → inputs of the next block.
 
 One block's weights and Gram matrices are alive at a time; what lives through the loop are the
-hidden states of the calibration windows. A block that the store already holds is not compressed
+hidden states of the calibration windows. The embedding, where the plan has one, comes before the
+first block, and the head after the last. A block that the store already holds is not compressed
 again, only run, so an interrupted loop goes on where it stopped and ends with the same bytes.
 """
 
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 from asvd_q.compression.layer import compress_layer, keep_layer
 from asvd_q.compression.pairs import site_by_site
 from asvd_q.errors import NumericsError
+from asvd_q.methods import METHODS
 from asvd_q.models.assemble import nothing_replaced
 from asvd_q.models.blockwise import BlockwiseModel, find_sites
 from asvd_q.models.hidden import HiddenStates
 from asvd_q.models.refs import Site, WeightRef
-from asvd_q.plan import LayerPlan, Slot
+from asvd_q.plan import LayerPlan, Part, Slot
 from asvd_q.progress import Progress
 from asvd_q.recipe import CorrectSection, DecomposeSection, QuantizeSection
 from asvd_q.statistics.collectors import SiteStatistics, collecting, collecting_pairs
@@ -122,7 +124,7 @@ class _Loop:
         self.seed = seed
         self.progress = progress
         self.sequential = sequential
-        self.weights = {weight.name: weight for weight in model.skeleton.weights}
+        self.weights = model.skeleton.by_name
         self.fisher: dict[str, Tensor] = {}
 
     @property
@@ -130,22 +132,28 @@ class _Loop:
         return any(part is not None and part.refit for part in (self.section, self.quantization))
 
     def run(self, calibration: Calibration) -> None:
-        pending = [block for block in self.store.blocks() if not self.store.is_finished(block)]
+        parts = self.store.blocks()
+        pending = [part for part in parts if not self.store.is_finished(part)]
+        inside = [part for part in pending if isinstance(part, int)]
+        last = len(self.model) - 1 if None in pending else max(inside, default=-1)
+        first = int("embedding" in parts)
+        total = first + last + 1 + (None in pending)
+        if "embedding" in pending:
+            self._compress_embedding(calibration)
+            self.progress("compressing", first, total)
+            pending.remove("embedding")
         if not pending:
             return
         if self.section is not None and self.section.scaling == "fisher":
             self.fisher = self._fisher(calibration, pending)
-        inside = [block for block in pending if block is not None]
-        last = len(self.model) - 1 if None in pending else max(inside)
         hidden = HiddenStates(calibration.folder)
+        self._embed(calibration, hidden, compressed=self.sequential)
         dense = HiddenStates.named(calibration.folder, "dense") if self.refit else None
-        with self.model.outside() as outside:
-            for batch in calibration.batches():
-                embedded = self.model.embed(outside, batch)
-                hidden.append(embedded)
-                if dense is not None:
-                    dense.append(embedded)
-        del outside  # embedding and head: not alive through the loop
+        if dense is not None and any(plan.part == "embedding" for plan in self.store.plan):
+            self._embed(calibration, dense, compressed=False)
+        elif dense is not None:
+            for position in range(len(hidden)):
+                dense.append(hidden[position])
         for index in range(last + 1):
             advance = index < last or None in pending
             if dense is not None:
@@ -154,16 +162,16 @@ class _Loop:
                 self._compress_block(index, hidden, advance=advance)
             else:
                 self._advance(self._load(index, compressed=self.sequential), index, hidden)
-            self.progress("compressing", index + 1, last + 1 + (None in pending))
+            self.progress("compressing", first + index + 1, total)
         if None in pending:
             self._compress_head(dense, hidden)
-            self.progress("compressing", last + 2, last + 2)
+            self.progress("compressing", total, total)
 
-    def write(self, block: int | None, statistics: dict[str, SiteStatistics]) -> None:
-        """Compress and store the planned layers of one block."""
-        layers = [plan for plan in self.store.plan if plan.block == block]
+    def write(self, part: Part, statistics: dict[str, SiteStatistics]) -> None:
+        """Compress and store the planned layers of one part."""
+        layers = [plan for plan in self.store.plan if plan.part == part]
         self.store.write_block(
-            block,
+            part,
             [self._layer(plan, statistics.get(plan.name), bool(statistics)) for plan in layers],
         )
 
@@ -189,7 +197,7 @@ class _Loop:
         )
 
     def _weight(self, ref: WeightRef) -> Tensor:
-        return ref.take(self.model.source.tensor(ref.tensor_name)).to(self.model.device)
+        return self.model.source.matrix(ref).to(self.model.device)
 
     def _compress_block(self, index: int, hidden: HiddenStates, *, advance: bool) -> None:
         block = self._load(index, compressed=False)
@@ -240,19 +248,57 @@ class _Loop:
             self._advance(block, index, dense)
             self._advance(self._load(index, compressed=True), index, hidden)
 
-    def _compress_head(self, dense: HiddenStates | None, hidden: HiddenStates) -> None:
+    def _embed(self, calibration: Calibration, hidden: HiddenStates, *, compressed: bool) -> None:
+        embedding = self.model.skeleton.embedding
+
+        def replaced(name: str) -> dict[Slot, Tensor] | None:
+            """Of the embedding alone: a head that is to be made again may be damaged."""
+            wanted = compressed and embedding is not None and name == embedding.name
+            return self.store.replaced(name) if wanted else None
+
+        with self.model.outside(replaced=replaced) as outside:
+            for batch in calibration.batches():
+                hidden.append(self.model.embed(outside, batch))
+        del outside  # embedding and head: not alive through the loop
+
+    def _compress_embedding(self, calibration: Calibration) -> None:
+        """From its values alone, but for one that is to be good as a head.
+
+        That one is told what reaches the head in the dense model: the compressed model begins with
+        its codes, so there is none yet.
+        """
+        [plan] = [plan for plan in self.store.plan if plan.part == "embedding"]
+        spec = plan.quantization["weight"]
+        if spec is None or not METHODS[spec.method].needs_gram:
+            self.write("embedding", {})
+            return
+        hidden = HiddenStates(calibration.folder)
+        self._embed(calibration, hidden, compressed=False)
+        for index in range(len(self.model)):
+            self._advance(self._load(index, compressed=False), index, hidden)
+        self.write("embedding", {plan.name: self._head_inputs(hidden)})
+
+    def _head_site(self) -> Site:
         head = self.model.skeleton.head
         assert head is not None
-        site = Site(name=head, block=None, modules=(head,), features=self.weights[head].shape[1])
-        device = self.model.device
+        return Site(name=head, block=None, modules=(head,), features=self.weights[head].shape[1])
+
+    def _head_inputs(self, hidden: HiddenStates) -> SiteStatistics:
+        """Of what reaches the head from these outputs of the last block."""
+        site = self._head_site()
+        with (
+            self.model.outside() as outside,
+            collecting(outside, "", [site], self.model.device) as collectors,
+        ):
+            for position in range(len(hidden)):
+                self.model.logits(outside, hidden[position])
+        return collectors[site.name].result()
+
+    def _compress_head(self, dense: HiddenStates | None, hidden: HiddenStates) -> None:
+        site = self._head_site()
+        head, device = site.name, self.model.device
         if dense is None:
-            with (
-                self.model.outside() as outside,
-                collecting(outside, "", [site], device) as collectors,
-            ):
-                for position in range(len(hidden)):
-                    self.model.logits(outside, hidden[position])
-            statistics = collectors[head].result()
+            statistics = self._head_inputs(hidden)
         else:
             with (
                 self.model.outside() as outside,
@@ -278,11 +324,11 @@ class _Loop:
             if keep:
                 hidden[position] = output
 
-    def _fisher(self, calibration: Calibration, pending: list[int | None]) -> dict[str, Tensor]:
+    def _fisher(self, calibration: Calibration, pending: list[Part]) -> dict[str, Tensor]:
         wanted = [
             self.weights[plan.name]
             for plan in self.store.plan
-            if plan.form == "factors" and plan.block in pending
+            if plan.form == "factors" and plan.part in pending
         ]
         total = 2 * len(self.model)
         return fisher_information(

@@ -40,7 +40,8 @@ def assemble(
         source: where untouched parameters are read from.
         replaced: what stands in for a layer's weight. Factors become a `LowRankLinear`, a matrix
             with a correction a `CorrectedLinear`, one alone an ordinary linear layer; the bias
-            is the source's in all of them.
+            is the source's in all of them. An embedding keeps its module, and what is tied to it
+            gets the same matrix.
         dtype: of all floating-point parameters. Buffers keep theirs.
 
     Raises:
@@ -52,6 +53,9 @@ def assemble(
     for path, child in list(module.named_modules()):
         matrices = replaced(dot + path)
         if matrices is None:
+            continue
+        if isinstance(child, nn.Embedding):
+            _fill_shared(module, child.weight, matrices["weight"].to(device=device, dtype=dtype))
             continue
         bias = None
         if getattr(child, "bias", None) is not None:
@@ -65,6 +69,15 @@ def assemble(
         owner, _, leaf = buffer_name.rpartition(".")
         module.get_submodule(owner)._buffers[leaf] = buffer.to(device)
     return module.eval().requires_grad_(False)
+
+
+def _fill_shared(module: nn.Module, empty: Tensor, weight: Tensor) -> None:
+    """Put a matrix wherever a parameter stands: tied ones stay one parameter."""
+    filled = nn.Parameter(weight, requires_grad=False)
+    for owner in module.modules():
+        for leaf, parameter in list(owner._parameters.items()):
+            if parameter is empty:
+                owner._parameters[leaf] = filled
 
 
 def _linear(matrices: Mapping[Slot, Tensor], bias: Tensor | None) -> nn.Module:

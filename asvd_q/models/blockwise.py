@@ -88,8 +88,12 @@ class BlockwiseModel:
         return len(self.skeleton.blocks)
 
     @contextmanager
-    def outside(self) -> Iterator[nn.Module]:
-        """Everything but the blocks (embedding, last norm, head), alive inside the context."""
+    def outside(self, *, replaced: Replaced | None = None) -> Iterator[nn.Module]:
+        """Everything but the blocks (embedding, last norm, head), alive inside the context.
+
+        Args:
+            replaced: instead of the model's own lookup.
+        """
         model = self.skeleton.model
         blocks = self.skeleton.blocks
         path = self.skeleton.blocks_path
@@ -99,7 +103,12 @@ class BlockwiseModel:
         model.set_submodule(path, nn.ModuleList())
         try:
             outside = assemble(
-                model, "", self.source, self._replaced, device=self.device, dtype=self.dtype
+                model,
+                "",
+                self.source,
+                replaced or self._replaced,
+                device=self.device,
+                dtype=self.dtype,
             )
         finally:
             model.set_submodule(path, blocks)
@@ -129,6 +138,18 @@ class BlockwiseModel:
         self._recording, self._injected = [], None
         outside(input_ids=ids, use_cache=False)
         self._calls[ids.shape] = self._recording
+        assert self._last is not None
+        return self._last
+
+    def entering(self, outside: nn.Module, input_ids: Tensor) -> Tensor:
+        """The same, with nothing behind it run and nothing remembered: the cheap way to it."""
+        self._recording, self._injected, self._stop_at_first = [], None, True
+        try:
+            outside(input_ids=input_ids.to(self.device), use_cache=False)
+        except _Stop:
+            pass
+        finally:
+            self._stop_at_first = False
         assert self._last is not None
         return self._last
 
@@ -173,17 +194,10 @@ class BlockwiseModel:
 
     def _learn_output(self, outside: nn.Module, ids: Tensor) -> None:
         """Whether blocks return a tensor or a tuple: seen on the first one, once."""
-        self._recording, self._stop_at_first = [], True
-        try:
-            outside(input_ids=ids[:1, :2], use_cache=False)
-        except _Stop:
-            pass
-        finally:
-            self._stop_at_first = False
-        assert self._last is not None
+        entering = self.entering(outside, ids[:1, :2])
         call = self._recording[0]
         self._tuple_output = isinstance(
-            self.load_block(0)(self._last, *call.args, **call.kwargs), tuple
+            self.load_block(0)(entering, *call.args, **call.kwargs), tuple
         )
 
     def _stand_in(self, index: int, hidden: Tensor, call: BlockCall) -> Any:

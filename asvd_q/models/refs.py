@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from asvd_q.plan import Role, VocabularyPart, vocabulary_part
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -13,7 +15,7 @@ __all__ = ["Site", "WeightRef"]
 
 @dataclass(frozen=True)
 class WeightRef:
-    """One weight to compress, always spoken of as (out, in).
+    """One weight to compress, always spoken of as (out, in); an embedding as (vocabulary, hidden).
 
     Attributes:
         name: key of this weight in plans, records and tables; the module's dotted path, with
@@ -26,6 +28,8 @@ class WeightRef:
         subclass: name of the module's class where it is one derived from torch's Linear or Conv1D.
         rows: half-open range of output rows, for one part of a fused projection.
         expert: index into the leading dimension, for one expert of a fused tensor.
+        role: whether it is multiplied with, or its rows are looked up.
+        tied: of an embedding whose matrix the output head shares: the head's module.
     """
 
     name: str
@@ -37,11 +41,18 @@ class WeightRef:
     subclass: str | None = None
     rows: tuple[int, int] | None = None
     expert: int | None = None
+    role: Role = "linear"
+    tied: str | None = None
 
     @property
     def kind(self) -> str:
         """Last part of the name: the word that patterns and tables use."""
         return self.name.rsplit(".", 1)[-1]
+
+    @property
+    def vocabulary(self) -> VocabularyPart | None:
+        """Which matrix outside the blocks it is; None inside them."""
+        return vocabulary_part(self.role, self.tied, self.block)
 
     @property
     def tensor_name(self) -> str:

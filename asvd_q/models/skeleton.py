@@ -26,6 +26,7 @@ class Skeleton:
         model: the causal language model; buffers are real, parameters hold no memory.
         blocks_path: dotted path of the list of transformer blocks.
         weights: every weight of a linear layer inside the blocks, then the head's.
+        embedding: of the tokens; None where the model has something else in its place.
         head: name of the output projection; None when there is none.
         head_is_tied: whether the head's weight is the embedding's.
         untouched: parameters of two or more dimensions inside the blocks that are no linear
@@ -38,6 +39,13 @@ class Skeleton:
     head: str | None
     head_is_tied: bool
     untouched: Mapping[str, int]
+    embedding: WeightRef | None = None
+
+    @property
+    def by_name(self) -> dict[str, WeightRef]:
+        """All weights, the embedding's first."""
+        first = () if self.embedding is None else (self.embedding,)
+        return {weight.name: weight for weight in (*first, *self.weights)}
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -84,7 +92,7 @@ def build_skeleton(source: SourceModel, *, whole: bool = True) -> Skeleton:
     blocks_path = _find_blocks(model)
     if whole:
         require_weights(source, model)
-    head = _head_name(model)
+    head = _name_of(model, model.get_output_embeddings())
     tied = head is not None and (
         model.get_output_embeddings().weight is model.get_input_embeddings().weight
     )
@@ -96,6 +104,7 @@ def build_skeleton(source: SourceModel, *, whole: bool = True) -> Skeleton:
         head=head,
         head_is_tied=tied,
         untouched=_untouched(model, blocks_path, {weight.tensor_name for weight in weights}),
+        embedding=_embedding(model, head if tied else None),
     )
 
 
@@ -116,12 +125,21 @@ def _find_blocks(model: nn.Module) -> str:
     return best
 
 
-def _head_name(model: nn.Module) -> str | None:
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    for name, module in model.named_modules():
-        if module is head:
-            return str(name)
-    return None
+def _name_of(model: nn.Module, wanted: nn.Module | None) -> str | None:
+    return next((name for name, module in model.named_modules() if module is wanted), None)
+
+
+def _embedding(model: nn.Module, tied: str | None) -> WeightRef | None:
+    """The embedding of tokens; positions and the like have others."""
+    module = model.get_input_embeddings()  # type: ignore[operator]
+    name = _name_of(model, module)
+    if name is None or not isinstance(module, nn.Embedding):
+        return None
+    rows, columns = module.weight.shape
+    subclass = None if type(module) is nn.Embedding else type(module).__name__
+    return WeightRef(
+        name, name, (rows, columns), None, subclass=subclass, role="embedding", tied=tied
+    )
 
 
 def _weights(model: nn.Module, blocks_path: str, head: str | None) -> Iterable[WeightRef]:

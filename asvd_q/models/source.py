@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from asvd_q.errors import ModelError, first_line
 from asvd_q.models.config import load_config
+from asvd_q.models.refs import WeightRef
 from asvd_q.models.stored import Codes, read_contents
 from asvd_q.models.tensors import TensorInfo
 from asvd_q.models.tokenizer import load_tokenizer
@@ -166,6 +167,16 @@ class SourceModel:
         if stored is None:
             raise ModelError(f"{self.path} has no weight called {name}")
         return self._rounded(self.tensors[stored].load())
+
+    def matrix(self, ref: WeightRef) -> Tensor:
+        """The weight that a reference names; of a tied embedding the files may have but the head.
+
+        Raises: as `tensor` does.
+        """
+        name = ref.tensor_name
+        if ref.tied is not None and self.resolve(name) is None:
+            name = f"{ref.tied}.{ref.parameter}"
+        return ref.take(self.tensor(name))
 
     def rank(self, layer: str) -> int | None:
         """Rank of a layer that the files have as two factors; None for any other."""

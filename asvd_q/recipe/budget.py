@@ -21,7 +21,9 @@ class BudgetSection(Section):
 
     Layers may stay dense; they may become factors where the recipe has a `decompose` section, and
     codes with a low-rank correction where it has a `correct` section. `quantize` says how
-    codes are made; their width and group size are chosen here.
+    codes are made; their width and group size are chosen here. The embedding is a choice too, of
+    codes or none, where `quantize.embedding` is given ({} is enough), and the output head where
+    `quantize.head` is.
     """
 
     size: Size | None = None
@@ -29,8 +31,8 @@ class BudgetSection(Section):
     file's graph, and files beside the weights, come on top."""
 
     bits_per_weight: Annotated[Number, Field(gt=0, le=32)] | None = None
-    """Target: bits that the linear layers of the blocks take in the format's count, per weight
-    that they had before."""
+    """Target: bits that the linear layers of the blocks, and embedding and head where they are
+    choices too, take in the format's count, per weight that they had before."""
 
     max_loss_increase: Annotated[Number, Field(gt=0)] | None = None
     """Target: the smallest model whose predicted loss rises by no more than this, nats."""

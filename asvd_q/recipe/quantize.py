@@ -8,10 +8,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from asvd_q.errors import RecipeError
-from asvd_q.methods import METHODS
-from asvd_q.plan import QuantSpec, Slot
+from asvd_q.methods import INTEGER_METHODS, METHODS
+from asvd_q.plan import QuantSpec, Slot, VocabularyPart
 from asvd_q.recipe.base import Bool, Number, Section, Text, matches
-from asvd_q.recipe.quantsettings import KEYS, Method, PartialQuantSpec, make_spec, narrowed
+from asvd_q.recipe.quantsettings import (
+    KEYS,
+    Method,
+    PartialQuantSpec,
+    make_spec,
+    narrowed,
+    require_rows,
+)
 
 __all__ = ["FULLY_AWARE", "FactorAware", "Factors", "QuantizeOverride", "QuantizeSection"]
 
@@ -76,8 +83,8 @@ Dense = Annotated[
 class QuantizeSection(PartialQuantSpec):
     """Quantization of the factors and of the layers that stay dense.
 
-    From wide to narrow: the fields here, then `dense` or `factors`, then `overrides` in order.
-    What is left out here takes the method's default.
+    From wide to narrow: the fields here, then `dense` or `factors`, then `embedding` or `head`,
+    then `overrides` in order. What is left out here takes the method's default.
     """
 
     method: Method = "rtn"
@@ -108,6 +115,15 @@ class QuantizeSection(PartialQuantSpec):
     """Settings for layers that stay dense, and for what is corrected; false leaves those in
     floating point."""
 
+    embedding: PartialQuantSpec | None = None
+    """Settings for the embedding of tokens, {} for none but the wider ones; rtn with clip mse
+    unless they say otherwise. null leaves it in floating point, whatever `include` says. A head
+    that shares its matrix is quantized with it."""
+
+    head: PartialQuantSpec | None = None
+    """Settings for the output head, likewise. Where it shares the embedding's matrix one of the
+    two is enough, and what both say has to be the same."""
+
     overrides: tuple[QuantizeOverride, ...] = ()
     """Settings by pattern; later entries win over earlier ones."""
 
@@ -131,12 +147,18 @@ class QuantizeSection(PartialQuantSpec):
             for slot in slots if override.slot is None else (override.slot,):
                 settings = narrowed(self._base(slot), override.settings())
                 make_spec(settings, f"overrides.{index} for {slot}")
+        if self.head is not None:
+            make_spec(narrowed(self._base("weight"), self.head.settings()), "head")
+        if self.embedding is not None:
+            make_spec(narrowed(self._base("weight"), self._scope("embedding") or {}), "embedding")
+            require_rows(self.embedding.method, "embedding")
         return self
 
     @property
     def needs_calibration(self) -> str | None:
         """The first method that wants Gram matrices, wherever it is named; None without any."""
-        scopes = (self, self.dense or None, self.factors.A, self.factors.B, *self.overrides)
+        factors, vocabulary = (self.factors.A, self.factors.B), (self.embedding, self.head)
+        scopes = (self, self.dense or None, *factors, *vocabulary, *self.overrides)
         names = [scope.method for scope in scopes if scope is not None]
         return next((name for name in names if name and METHODS[name].needs_gram), None)
 
@@ -147,23 +169,62 @@ class QuantizeSection(PartialQuantSpec):
         factor = self.factors.A if slot == "A" else self.factors.B
         return narrowed(self.settings(), factor.settings())
 
-    def spec_for(self, layer_name: str, slot: Slot) -> QuantSpec | None:
+    def covers(self, part: VocabularyPart) -> bool:
+        """Whether an embedding or a head is to be quantized."""
+        wanted = {"embedding": (self.embedding,), "head": (self.head,)}
+        return any(found is not None for found in wanted.get(part, (self.embedding, self.head)))
+
+    def _scope(self, part: VocabularyPart) -> dict[str, Any] | None:
+        """What an embedding or a head sets over the wider scopes; None where it is left out.
+
+        Raises:
+            RecipeError: the two halves of a tied matrix say different things.
+        """
+        if not self.covers(part):
+            return None
+        embedding, head = (
+            {} if found is None else found.settings() for found in (self.embedding, self.head)
+        )
+        if part == "head":
+            return head
+        given = embedding if part == "embedding" else head | embedding
+        for key in embedding.keys() & head.keys() if part == "tied" else ():
+            if embedding[key] != head[key]:
+                raise RecipeError(
+                    f"quantize: embedding.{key} is {embedding[key]} and head.{key} is {head[key]}, "
+                    "and in this model the two are one matrix: give one of them"
+                )
+        multiplied = part == "tied" and self.head is not None and self.method in INTEGER_METHODS
+        method = given.get("method") or (self.method if multiplied else "rtn")
+        return {"method": method, **({"clip": "mse"} if method == "rtn" else {}), **given}
+
+    def spec_for(
+        self, layer_name: str, slot: Slot, part: VocabularyPart | None = None
+    ) -> QuantSpec | None:
         """How one matrix is quantized.
 
         Args:
             layer_name: full dotted name, "model.layers.0.self_attn.q_proj".
             slot: weight of a dense or corrected layer, or A or B of a decomposed or corrected one.
+            part: which matrix outside the blocks it is; None inside them.
 
         Returns:
             The settings; None leaves the matrix in floating point.
 
         Raises:
-            RecipeError: overrides that cannot go together, though each can alone.
+            RecipeError: overrides that cannot go together, though each can alone; settings that
+                an embedding cannot have.
         """
-        if not matches(layer_name, self.include) or matches(layer_name, self.exclude):
-            return None
+        scope = None if part is None else self._scope(part)
         settings = self._base(slot)
-        skip = slot == "weight" and self.dense is False
+        if scope is not None:
+            settings, skip = narrowed(settings, scope), False
+        else:
+            if part in ("embedding", "tied"):
+                return None
+            if not matches(layer_name, self.include) or matches(layer_name, self.exclude):
+                return None
+            skip = slot == "weight" and self.dense is False
         for override in self.overrides:
             if override.slot in (None, slot) and matches(layer_name, [override.match]):
                 settings = narrowed(settings, override.settings())
@@ -171,6 +232,8 @@ class QuantizeSection(PartialQuantSpec):
         if skip:
             return None
         try:
+            if part in ("embedding", "tied"):
+                require_rows(settings["method"], f"quantize: {layer_name}", part)
             return make_spec(
                 settings, f"quantize: the overrides for {layer_name} ({slot}) disagree"
             )

@@ -13,8 +13,8 @@ from pydantic import (
     model_serializer,
 )
 
-from asvd_q.methods import METHODS
-from asvd_q.plan import QuantSpec
+from asvd_q.methods import INTEGER_METHODS, METHODS
+from asvd_q.plan import QuantSpec, VocabularyPart
 from asvd_q.recipe.base import Bool, Section
 from asvd_q.spec import NF4_BLOCKS
 
@@ -27,6 +27,7 @@ __all__ = [
     "PartialQuantSpec",
     "make_spec",
     "narrowed",
+    "require_rows",
 ]
 
 QUANTIZATION_METHODS = tuple(METHODS)
@@ -142,3 +143,21 @@ def make_spec(settings: dict[str, Any], where: str) -> QuantSpec:
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ValueError(f"{where}: {reason}") from None
+
+
+def require_rows(method: str | None, where: str, part: VocabularyPart | None = None) -> None:
+    """Raises ValueError, beginning with `where`, for a method that an embedding cannot have.
+
+    Args:
+        part: embedding or tied; None where the model is not known, which may tie the head to it.
+    """
+    if method is not None and method not in INTEGER_METHODS:
+        raise ValueError(
+            f"{where}: an embedding's rows are looked up one by one, and blocks of {method} reach "
+            f"over rows: use {' or '.join(INTEGER_METHODS)}"
+        )
+    if part == "embedding" and method is not None and METHODS[method].needs_gram:
+        raise ValueError(
+            f"{where}: {method} needs inputs that are multiplied, and this model's embedding, "
+            "which is not its output head too, has none: use method rtn"
+        )

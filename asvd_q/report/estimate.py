@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from asvd_q.models.skeleton import Skeleton
-from asvd_q.plan import LayerPlan, Plan
+from asvd_q.plan import LayerPlan, Part, Plan
 from asvd_q.quantization.grid import search_trials
 from asvd_q.recipe import CorrectSection, Recipe
 
@@ -47,18 +47,20 @@ class Estimate(BaseModel):
 
 def estimate(recipe: Recipe, skeleton: Skeleton, plan: Plan) -> Estimate:
     """Predict memory and time from shapes alone and one small timed matrix product."""
-    blocks: dict[int | None, int] = {}
+    blocks: dict[Part, int] = {}
     grams = 0
     for layer in plan:
-        blocks[layer.block] = blocks.get(layer.block, 0) + layer.shape[0] * layer.shape[1]
+        blocks[layer.part] = blocks.get(layer.part, 0) + layer.shape[0] * layer.shape[1]
     largest = max(blocks.values(), default=0)
-    widths = {layer.shape[1] for layer in plan}
+    blocks.pop("embedding", None)  # nothing is multiplied with it
+    linear = [layer for layer in plan if layer.role == "linear"]
+    widths = {layer.shape[1] for layer in linear}
     outside = sum(parameter.numel() for parameter in skeleton.model.parameters())
     outside -= sum(parameter.numel() for parameter in skeleton.blocks.parameters())
     tokens = hidden = 0
     if recipe.calibration is not None:
         tokens = recipe.calibration.samples * recipe.calibration.window
-        width = max((layer.shape[1] for layer in plan), default=0)
+        width = max(widths, default=0)
         if recipe.calibration.hidden_states == "memory":
             hidden = tokens * min(widths, default=0) * 4
         hidden += recipe.calibration.batch_size * recipe.calibration.window * width * 4 * 6
@@ -69,7 +71,7 @@ def estimate(recipe: Recipe, skeleton: Skeleton, plan: Plan) -> Estimate:
     sequential = recipe.calibration is not None and recipe.calibration.sequential
     passes = _REFIT_PASSES if recipe.refits else 2 if sequential else 1
     flops = 2.0 * tokens * sum(blocks.values()) * passes
-    flops += 2.0 * 2 * tokens * sum(layer.shape[1] ** 2 for layer in plan)
+    flops += 2.0 * 2 * tokens * sum(layer.shape[1] ** 2 for layer in linear)
     for layer in plan:
         if layer.rank is not None:
             side = min(layer.shape)

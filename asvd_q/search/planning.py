@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 from asvd_q.errors import RankError, RecipeError
@@ -24,7 +24,7 @@ from asvd_q.plan import (
 from asvd_q.recipe import Recipe, matches
 from asvd_q.search.uniform import RankChoice, explicit_ranks, uniform_ranks
 
-__all__ = ["layer_bytes", "make_plan", "plan_layer"]
+__all__ = ["covered_weights", "float_plan", "layer_bytes", "make_plan", "plan_layer"]
 
 
 def make_plan(
@@ -37,9 +37,13 @@ def make_plan(
         RecipeError: a pattern that matches no layer, a head that cannot be decomposed, or a layer
             that is to be factorised and corrected.
     """
-    _check_patterns(recipe, [weight.name for weight in skeleton.weights])
-    weights = [weight for weight in skeleton.weights if _covered(weight, recipe, skeleton)]
-    choices = _choose_ranks(recipe, weights)
+    weights = covered_weights(recipe, skeleton)
+    names = [weight.name for weight in skeleton.weights]
+    _check_patterns(recipe, [*names, *(one.name for one in weights if one.role == "embedding")])
+    lm_head = recipe.decompose is not None and recipe.decompose.lm_head
+    choices = dict.fromkeys((weight.name for weight in weights), RankChoice(None)) | _choose_ranks(
+        recipe, [weight for weight in weights if weight.block is not None or lm_head]
+    )
     corrections = _correction_ranks(recipe, weights, choices)
     layers = tuple(
         _corrected(weight, corrections[weight.name], recipe, float_type)
@@ -47,30 +51,78 @@ def make_plan(
         else _layer(weight, choices[weight.name], recipe, float_type)
         for weight in weights
     )
-    planned = sum(layer.shape[0] * layer.shape[1] for layer in layers)
-    total = sum(info.numel for info in source.tensors.values())
     return Plan(
         float_type=float_type,
         layers=layers,
-        other_bytes=(total - planned) * FLOAT_BYTES[float_type],
+        other_bytes=_other_bytes(weights, source, float_type),
         one_factor=_one_factor(recipe, skeleton),
     )
 
 
-def _covered(weight: WeightRef, recipe: Recipe, skeleton: Skeleton) -> bool:
-    """Layers inside the blocks always are; the head only when the recipe asks for it.
+def float_plan(
+    recipe: Recipe, source: SourceModel, skeleton: Skeleton, float_type: FloatType
+) -> Plan:
+    """The layers that a recipe looks at, all as they are.
 
-    A head tied to the embedding cannot be: changing it would store the matrix a second time.
+    Raises:
+        RecipeError: as `covered_weights`.
     """
-    if weight.block is not None:
-        return True
-    wanted = recipe.decompose is not None and recipe.decompose.lm_head
-    if wanted and skeleton.head_is_tied:
+    weights = covered_weights(recipe, skeleton)
+    return Plan(
+        float_type=float_type,
+        layers=tuple(plan_layer(one, {"weight": None}, None, float_type) for one in weights),
+        other_bytes=_other_bytes(weights, source, float_type),
+    )
+
+
+def covered_weights(recipe: Recipe, skeleton: Skeleton) -> list[WeightRef]:
+    """All weights that a recipe looks at, in model order.
+
+    Layers inside the blocks always are; embedding and head only when the recipe asks for it. Where
+    these are one matrix the embedding stands for both.
+
+    Raises:
+        RecipeError: an embedding or a head that is asked for and cannot be had.
+    """
+    inside = [weight for weight in skeleton.weights if weight.block is not None]
+    head = [weight for weight in skeleton.weights if weight.block is None]
+    quantize = recipe.quantize
+    if recipe.decompose is not None and recipe.decompose.lm_head and skeleton.head_is_tied:
         raise RecipeError(
-            f"decompose.lm_head: {weight.name} is the embedding's own matrix in this model, and "
+            f"decompose.lm_head: {skeleton.head} is the embedding's own matrix in this model, and "
             "factors of it would be stored beside it: leave lm_head out"
         )
-    return wanted
+    of_embedding = quantize is not None and quantize.covers(
+        "tied" if skeleton.head_is_tied else "embedding"
+    )
+    of_head = quantize is not None and quantize.covers("head") and not skeleton.head_is_tied
+    if of_embedding and skeleton.embedding is None:
+        found = skeleton.model.get_input_embeddings()  # type: ignore[operator]
+        raise RecipeError(
+            f"quantize.embedding: {type(skeleton.model).__name__} begins with a "
+            f"{type(found).__name__}, and only torch's own Embedding, and classes derived from "
+            "it, can be quantized: leave embedding out"
+        )
+    if of_head and not head:
+        raise RecipeError(
+            f"quantize.head: {type(skeleton.model).__name__} has no linear output head: leave "
+            "head out"
+        )
+    if not of_head and not (recipe.decompose is not None and recipe.decompose.lm_head):
+        head = []
+    first = [skeleton.embedding] if of_embedding and skeleton.embedding is not None else []
+    return [*first, *inside, *head]
+
+
+def _other_bytes(weights: Iterable[WeightRef], source: SourceModel, float_type: FloatType) -> int:
+    """Of the tensors that no layer plan covers."""
+    left = sum(info.numel for info in source.tensors.values())
+    for weight in weights:
+        left -= weight.shape[0] * weight.shape[1]
+        twin = None if weight.tied is None else source.resolve(f"{weight.tied}.weight")
+        if twin is not None and source.resolve(weight.tensor_name) not in (None, twin):
+            left -= source.tensors[twin].numel  # a copy in the files that no artefact has
+    return left * FLOAT_BYTES[float_type]
 
 
 def _check_patterns(recipe: Recipe, names: list[str]) -> None:
@@ -122,7 +174,8 @@ def _correction_ranks(
     section = recipe.correct
     if section is None:
         return {}
-    included = [weight for weight in weights if section.selects(weight.name)]
+    linear = (weight for weight in weights if weight.role == "linear")
+    included = [weight for weight in linear if section.selects(weight.name)]
     if section.rank is not None:
         for weight in included:
             if section.rank > min(weight.shape):
@@ -185,7 +238,9 @@ def _build(
     weight: WeightRef, form: Form, choice: RankChoice, recipe: Recipe, float_type: FloatType
 ) -> LayerPlan:
     def spec(slot: Slot) -> QuantSpec | None:
-        return recipe.quantize.spec_for(weight.name, slot) if recipe.quantize else None
+        if recipe.quantize is None:
+            return None
+        return recipe.quantize.spec_for(weight.name, slot, weight.vocabulary)
 
     plan = plan_layer(weight, {slot: spec(slot) for slot in SLOTS[form]}, choice.rank, float_type)
     return plan.model_copy(update={"reason": choice.reason})
@@ -208,6 +263,8 @@ def plan_layer(
         shape=weight.shape,
         transposed=weight.transposed,
         subclass=weight.subclass,
+        role=weight.role,
+        tied=weight.tied,
         form=form,
         rank=rank,
         quantization=dict(quantization),

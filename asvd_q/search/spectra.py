@@ -175,7 +175,7 @@ def _spectrum(
     statistics: SiteStatistics | None,
     fisher: Tensor | None,
 ) -> Spectrum:
-    weight = ref.take(model.source.tensor(ref.tensor_name)).to(model.device)
+    weight = model.source.matrix(ref).to(model.device)
     try:
         return spectrum(weight, make_scaling(section, statistics, fisher), ref.name)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]

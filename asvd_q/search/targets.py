@@ -20,8 +20,8 @@ def make_target(search: SearchSection, dense: Plan, searched: set[str]) -> Targe
         return LossBound(search.max_loss_increase, unit="bytes")
     others = [layer for layer in dense if layer.name not in searched]
     if search.kept_ratio is not None:
-        total = sum(layer.parameters for layer in dense)
-        fixed = sum(layer.parameters for layer in others)
+        total = sum(layer.parameters for layer in dense if layer.counts_for_ratio)
+        fixed = sum(layer.parameters for layer in others if layer.counts_for_ratio)
         return Budget(
             "parameters",
             search.kept_ratio * total - fixed,
@@ -42,5 +42,5 @@ def is_met(search: SearchSection, plan: Plan) -> bool:
     A bound on the loss is: a layer that keeps more than was planned loses no more.
     """
     if search.kept_ratio is not None:
-        return sum(layer.parameters for layer in plan) <= search.kept_ratio * plan.weights
+        return plan.kept_ratio <= search.kept_ratio
     return search.size_bytes is None or plan.predicted_bytes <= search.size_bytes

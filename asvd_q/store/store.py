@@ -3,6 +3,8 @@
     store.json                     header: source, plan, key
     blocks/00000.safetensors       stored tensors of block 0: "<layer>.<slot>.<part>"
     blocks/00000.json              its records and the hash of the tensors; written last
+    blocks/embedding.…             of the embedding, where the plan has one
+    blocks/outside.…               of the output head, likewise
 
 A block counts as finished when its JSON file exists and the hash in it is the tensors'. The
 store knows no runtime's layout: codes are unpacked, one per byte; packing is an exporter's work.
@@ -26,7 +28,7 @@ from torch import Tensor
 from asvd_q.errors import ResourceError, StoreError
 from asvd_q.files import atomic_path, make_folder, sha256, write_text
 from asvd_q.models import SourceModel, WeightRef
-from asvd_q.plan import FloatType, LayerPlan, Plan, Slot
+from asvd_q.plan import FloatType, LayerPlan, Part, Plan, Slot
 from asvd_q.quantization.registry import weight_from_tensors
 from asvd_q.quantization.weights import TORCH_TYPES, FloatWeight, StoredWeight
 from asvd_q.records import ArtefactMetadata, LayerRecord, SourceIdentity
@@ -186,11 +188,11 @@ class Store:
         """The type of everything that is not quantized."""
         return self.header.plan.float_type
 
-    def blocks(self) -> list[int | None]:
-        """Blocks that hold planned layers, in the order they are compressed; None comes last."""
+    def blocks(self) -> list[Part]:
+        """Parts that hold planned layers, in the order they are compressed and in the model's."""
         return _blocks(self.plan)
 
-    def is_finished(self, block: int | None) -> bool:
+    def is_finished(self, block: Part) -> bool:
         """Whether the block's files are there and whole."""
         record = self._path(block, "json")
         tensors = self._path(block, "safetensors")
@@ -202,7 +204,7 @@ class Store:
             return False
         return content.tensors_sha256 == sha256(tensors)
 
-    def write_block(self, block: int | None, layers: list[StoredLayer]) -> None:
+    def write_block(self, block: Part, layers: list[StoredLayer]) -> None:
         """Write all planned layers of one block; tensors first, the record that seals them last.
 
         Layers whose record says they were left alone bring no tensors.
@@ -245,7 +247,7 @@ class Store:
             raise StoreError(f"{self.folder} has no layer called {name}")
         if not record.as_plan().changed:
             return StoredLayer(record, {"weight": FloatWeight(self._source_weight(record))})
-        path = self._path(record.block, "safetensors")
+        path = self._path(record.as_plan().part, "safetensors")
         weights: dict[Slot, StoredWeight] = {}
         shapes = record.slot_shapes()
         try:
@@ -282,15 +284,14 @@ class Store:
         return _metadata(self.header, self.records(), format, options or {})
 
     def _source_weight(self, record: LayerRecord) -> Tensor:
-        ref = self._refs[record.name]
-        return ref.take(self.source.tensor(ref.tensor_name)).contiguous()
+        return self.source.matrix(self._refs[record.name]).contiguous()
 
     @cached_property
     def _refs(self) -> dict[str, WeightRef]:
         """Where each weight lies in the source: a square one does not show how it is kept."""
         from asvd_q.models.skeleton import build_skeleton
 
-        return {ref.name: ref for ref in build_skeleton(self.source).weights}
+        return build_skeleton(self.source).by_name
 
     def _by_name(self) -> dict[str, LayerRecord]:
         if self._records is None:
@@ -298,7 +299,7 @@ class Store:
             self._records = {record.name: record for record in records}
         return self._records
 
-    def _path(self, block: int | None, suffix: str) -> Path:
+    def _path(self, block: Part, suffix: str) -> Path:
         return _block_path(self.folder, block, suffix)
 
 
@@ -313,13 +314,14 @@ def store_metadata(folder: Path) -> ArtefactMetadata:
     return _metadata(header, _read_records(folder, header.plan), "store", {})
 
 
-def _blocks(plan: Plan) -> list[int | None]:
-    found = dict.fromkeys(layer.block for layer in plan)
-    inside = sorted(block for block in found if block is not None)
-    return [*inside, None] if None in found else [*inside]
+def _blocks(plan: Plan) -> list[Part]:
+    found = {layer.part for layer in plan}
+    inside = sorted(part for part in found if isinstance(part, int))
+    ordered: tuple[Part, ...] = ("embedding", *inside, None)
+    return [part for part in ordered if part in found]
 
 
-def _block_path(folder: Path, block: int | None, suffix: str) -> Path:
+def _block_path(folder: Path, block: Part, suffix: str) -> Path:
     return folder / _BLOCKS / f"{_stem(block)}.{suffix}"
 
 
@@ -356,8 +358,10 @@ def _metadata(
     )
 
 
-def _stem(block: int | None) -> str:
-    return _OUTSIDE if block is None else f"{block:05d}"
+def _stem(block: Part) -> str:
+    if block is None:
+        return _OUTSIDE
+    return block if isinstance(block, str) else f"{block:05d}"
 
 
 def _header_text(header: StoreHeader) -> str:

@@ -19,6 +19,7 @@ __all__ = [
     "TORCH_BOUNDS",
     "CheckpointOptions",
     "coarsest",
+    "coded_embeddings",
     "float_bytes",
     "layer_bytes",
     "nothing_quantized",
@@ -111,6 +112,26 @@ def nothing_quantized(layers: Iterable[LayerPlan], format: str) -> list[Refusal]
         return []
     why = f"no layer is quantized, and a {format} checkpoint needs at least one"
     return [Refusal(WHOLE_MODEL, why, "export it with transformers")]
+
+
+def coded_embeddings(layers: Iterable[LayerPlan], format: str) -> list[Refusal]:
+    """What a format with codes of linear layers alone says to embeddings in codes.
+
+    Args:
+        format: as a person calls it.
+    """
+    return [
+        Refusal(
+            layer.name,
+            f"is an embedding, and a {format} checkpoint has codes of linear layers alone",
+            "leave quantize.embedding out, or export it with transformers and dequantize: true"
+            if layer.tied is None
+            else f"leave quantize.embedding and quantize.head out ({layer.tied} has the same "
+            "matrix), or export it with transformers and dequantize: true",
+        )
+        for layer in layers
+        if layer.role == "embedding" and layer.changed
+    ]
 
 
 def coarsest(*types: FloatType | None) -> FloatType:

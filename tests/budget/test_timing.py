@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,36 @@ def test_all_that_a_recipe_offers_is_measured_in_one_go(tmp_path: Path) -> None:
         assert all(times.cost(offer) > 0 for offer in offers)
     assert times.head == expected((500, 64), None)
     assert len(exporter.calls) == 1
+
+
+def test_the_head_takes_the_time_of_its_form(tmp_path: Path) -> None:
+    head = WEIGHTS[2]
+    looked_up = WeightRef("embed", "embed", (500, 64), None, role="embedding")
+    shared = replace(looked_up, tied="lm_head")
+    for name, embedding, quantize in [
+        ("untied", looked_up, {"embedding": {}, "head": {}}),
+        ("tied", shared, {"embedding": {}}),
+        ("by head", shared, {"head": {}}),
+    ]:
+        fields = _recipe(decode_speed=100.0).model_dump()
+        recipe = Recipe.model_validate({**fields, "quantize": quantize})
+        count = count_of(Timed())
+        times = kernel_times(recipe, (embedding, *WEIGHTS), count, tmp_path / name)
+        assert times is not None
+        assert times.head == 0  # one of the layers now
+        multiplied = head if embedding is looked_up else embedding
+        for offer in layer_offers(multiplied, recipe, count):
+            spec = offer.layer.quantization["weight"]
+            assert times.cost(offer) == expected((500, 64), spec)
+        if embedding is looked_up:
+            offers = layer_offers(embedding, recipe, count)
+            assert {times.cost(offer) for offer in offers} == {0}
+    # Of an embedding alone: the head stays as it is.
+    fields = _recipe(decode_speed=100.0).model_dump()
+    recipe = Recipe.model_validate({**fields, "quantize": {"embedding": {}}})
+    times = kernel_times(recipe, (looked_up, *WEIGHTS), count_of(Timed()), tmp_path)
+    assert times is not None
+    assert times.head == expected((500, 64), None)
 
 
 def test_other_targets_measure_nothing(tmp_path: Path) -> None:

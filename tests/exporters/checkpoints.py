@@ -21,6 +21,7 @@ from asvd_q.models.skeleton import build_skeleton
 from asvd_q.plan import LayerPlan, Plan, QuantSpec, Slot
 from asvd_q.quantization import TORCH_TYPES, FloatWeight, StoredWeight, float_type_of, quantize
 from asvd_q.records import LayerRecord
+from asvd_q.search.planning import plan_layer
 from asvd_q.store import Store, StoredLayer, StoreHeader
 
 TOKENS = torch.arange(40).reshape(2, 20) * 7 % 61 + 3
@@ -40,12 +41,27 @@ def family(folder: Path, name: str, **options: Any) -> SourceModel:
     return SourceModel.open(str(folder))
 
 
-def store_of(folder: Path, source: SourceModel, choose: Callable[[str], Choice]) -> Store:
-    """A finished store over every linear layer, by plain SVD and `quantize`."""
+def store_of(
+    folder: Path,
+    source: SourceModel,
+    choose: Callable[[str], Choice],
+    *,
+    embedding: QuantSpec | None = None,
+) -> Store:
+    """A finished store over every linear layer, by plain SVD and `quantize`.
+
+    Args:
+        embedding: codes of the embedding; None leaves it out of the plan.
+    """
     plans: list[LayerPlan] = []
     weights: dict[str, dict[Slot, StoredWeight]] = {}
     float_type = float_type_of(source.dtype)
-    for ref in build_skeleton(source).weights:
+    for ref in build_skeleton(source).by_name.values():
+        if ref.role == "embedding":
+            if embedding is not None:
+                plans.append(plan_layer(ref, {"weight": embedding}, None, float_type))
+                weights[ref.name] = {"weight": quantize(source.matrix(ref), embedding)}
+            continue
         rank, specs = choose(ref.name)
         tied = source.resolve(ref.tensor_name) is None
         if tied and rank is None:
@@ -83,7 +99,7 @@ def store_of(folder: Path, source: SourceModel, choose: Callable[[str], Choice])
             [
                 StoredLayer(_record(plan), weights.get(plan.name, {}))
                 for plan in plans
-                if plan.block == block
+                if plan.part == block
             ],
         )
     return Store.open(folder, source)
@@ -171,6 +187,8 @@ def _record(plan: LayerPlan) -> LayerRecord:
         block=plan.block,
         shape=plan.shape,
         transposed=plan.transposed,
+        role=plan.role,
+        tied=plan.tied,
         form=plan.form,
         rank=plan.rank,
         reason=None,

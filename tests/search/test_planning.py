@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from asvd_q.errors import RankError, RecipeError
 from asvd_q.models import SourceModel
@@ -238,3 +241,95 @@ def test_correction_ranks_that_no_layer_can_have(
 def test_a_correction_pattern_that_matches_nothing(source: SourceModel) -> None:
     with pytest.raises(RecipeError, match=r"correct\.exclude: 'q_prj' matches no layer"):
         plan_of(source, quantize=GPTQ, correct={"rank": 4, "exclude": ["q_prj"]})
+
+
+def test_embedding_and_head_are_listed_where_they_are_quantized(source: SourceModel) -> None:
+    tied = build_skeleton(source).head_is_tied
+    without = plan_of(source, quantize={"bits": 4})
+    numel = sum(info.numel for info in source.tensors.values())
+    for given in ({"embedding": {}}, {"head": {}}, {"embedding": {"bits": 8}, "head": {}}):
+        plan = plan_of(source, quantize={"bits": 4, "group_size": 32, **given})
+        names = ["model.embed_tokens"] if tied or "embedding" in given else []
+        names += ["lm_head"] if not tied and "head" in given else []
+        outside = {layer.name: layer for layer in plan if layer.block is None}
+        assert list(outside) == names
+        if names[0] != "lm_head":
+            assert plan.layers[0].name == names[0]
+        if "lm_head" in names:
+            assert plan.layers[-1].name == "lm_head"
+        assert len(plan.layers) == len(without.layers) + len(names)
+        planned = sum(layer.shape[0] * layer.shape[1] for layer in plan)
+        assert plan.other_bytes == 4 * (numel - planned)
+        for layer in outside.values():
+            spec = layer.quantization["weight"]
+            assert spec is not None
+            # codes, and two bytes for each group of a row
+            assert layer.predicted_bytes == 128 * 64 * spec.bits // 8 + 2 * 128 * 2
+        assert plan.kept_ratio == without.kept_ratio == 1
+
+
+def test_a_head_in_codes_is_not_decomposed(source: SourceModel) -> None:
+    sections = {"decompose": {"kept_ratio": 0.5, "rank_multiple": 1}, "correct": None}
+    plan = plan_of(source, quantize={"embedding": {}, "head": {}}, **sections)
+    assert {layer.form for layer in plan if layer.block is None} == {"dense"}
+    ratio = plan_of(source, quantize={}, **sections).kept_ratio
+    assert plan.kept_ratio == ratio < 0.55
+
+
+def test_settings_of_a_head_hold_for_its_factors(source: SourceModel) -> None:
+    if build_skeleton(source).head_is_tied:
+        pytest.skip("its head is not decomposed")
+    plan = plan_of(
+        source,
+        decompose={"ranks": {"lm_head": 8}, "lm_head": True},
+        quantize={"bits": 4, "head": {"bits": 6}, "factors": {"A": {"group_size": 32}}},
+    )
+    found = plan.layer("lm_head").quantization
+    assert found == {"B": QuantSpec(bits=6), "A": QuantSpec(bits=6, group_size=32)}
+
+
+def test_corrections_are_for_what_is_multiplied(source: SourceModel) -> None:
+    plan = plan_of(source, quantize={"bits": 4, "embedding": {}, "head": {}}, correct={"rank": 4})
+    forms = {layer.name: layer.form for layer in plan if layer.block is None}
+    tied = build_skeleton(source).head_is_tied
+    assert forms == {"model.embed_tokens": "dense"} | ({} if tied else {"lm_head": "correction"})
+
+
+def test_an_override_may_name_the_embedding_alone_where_it_is_quantized(
+    source: SourceModel,
+) -> None:
+    override = {"overrides": [{"match": "embed_tokens", "bits": 3}]}
+    plan = plan_of(source, quantize={"bits": 4, "embedding": {}, **override})
+    spec = plan.layers[0].quantization["weight"]
+    assert spec is not None
+    assert spec.bits == 3
+    with pytest.raises(RecipeError, match="'embed_tokens' matches no layer"):
+        plan_of(source, quantize={"bits": 4, **override})
+
+
+def test_two_settings_for_one_matrix(source: SourceModel) -> None:
+    given = {"embedding": {"bits": 8}, "head": {"bits": 4}}
+    if build_skeleton(source).head_is_tied:
+        with pytest.raises(RecipeError, match="the two are one matrix: give one of them"):
+            plan_of(source, quantize=given)
+    else:
+        assert len([layer for layer in plan_of(source, quantize=given) if layer.changed]) == 16
+
+
+def test_what_is_no_embedding_cannot_be_quantized(source: SourceModel) -> None:
+    skeleton = dataclasses.replace(build_skeleton(source), embedding=None)
+    recipe = Recipe.model_validate(
+        {"model": {"path": str(source.path)}, "quantize": {"embedding": {}}}
+    )
+    with pytest.raises(RecipeError, match=r"^quantize\.embedding: LlamaForCausalLM begins with"):
+        make_plan(recipe, source, skeleton, "float32")
+
+
+def test_a_copy_of_a_tied_matrix_in_the_files_counts_once(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path, tied=True)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    once = plan_of(SourceModel.open(str(folder)), quantize={"embedding": {}}).predicted_bytes
+    save_file(tensors, folder / "model.safetensors")
+    twice = plan_of(SourceModel.open(str(folder)), quantize={"embedding": {}}).predicted_bytes
+    assert twice == once

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from asvd_q.artefact import Refusal
 from asvd_q.spec import NF4_BLOCKS
-from asvd_q_exporters._options import nothing_quantized
+from asvd_q_exporters._options import coded_embeddings, nothing_quantized
 from asvd_q_exporters.bitsandbytes.layout import METHOD, ROWS, kernels_take
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ __all__ = ["refusals"]
 
 def refusals(plan: Plan) -> list[Refusal]:
     """All layers that the format cannot hold; empty when it can hold the plan."""
-    found = [refusal for layer in plan for refusal in _of_layer(layer)]
+    found = coded_embeddings(plan, "bitsandbytes")
+    found += [refusal for layer in plan if layer.role == "linear" for refusal in _of_layer(layer)]
     return found or nothing_quantized(plan, "bitsandbytes")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from asvd_q.artefact import Refusal
 from asvd_q.methods import INTEGER_METHODS
-from asvd_q_exporters._options import nothing_quantized
+from asvd_q_exporters._options import coded_embeddings, nothing_quantized
 from asvd_q_exporters.compressed_tensors.layout import NARROWEST, group_width
 
 if TYPE_CHECKING:
@@ -17,9 +17,11 @@ __all__ = ["refusals"]
 
 def refusals(plan: Plan) -> list[Refusal]:
     """All layers that the format cannot hold; empty when it can hold the plan."""
-    refused = [
+    refused = coded_embeddings(plan, "compressed-tensors")
+    refused += [
         Refusal(layer.name, *found)
         for layer in plan
+        if layer.role == "linear"
         for slot, shape in layer.slot_shapes().items()
         if (spec := layer.quantization[slot]) is not None
         and (found := _of_matrix(layer, shape, spec)) is not None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from asvd_q.artefact import Refusal
 from asvd_q.methods import INTEGER_METHODS
-from asvd_q_exporters._options import nothing_quantized
+from asvd_q_exporters._options import coded_embeddings, nothing_quantized
 from asvd_q_exporters.gptq.layout import BITS, GROUP_SIZES, MULTIPLE
 from asvd_q_exporters.gptq.names import compact
 from asvd_q_exporters.gptq.settings import Setting, common, settings_of
@@ -31,7 +31,8 @@ def refusals(plan: Plan, *, mixed: bool, instead: str, of_classes: str) -> list[
     default = common(settings)
     if default is None:
         return nothing_quantized(plan, "GPTQ-format")
-    found = [refusal for layer in plan for refusal in _of_layer(layer)]
+    found = coded_embeddings(plan, "GPTQ-format")
+    found += [refusal for layer in plan if layer.role == "linear" for refusal in _of_layer(layer)]
     if not mixed:
         found += _of_classes(plan, of_classes)
     if found or mixed:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from asvd_q.artefact import WHOLE_MODEL, Refusal
+from asvd_q_exporters._options import coded_embeddings
 from asvd_q_exporters.gptq.refusals import refusals as base_refusals
 from asvd_q_exporters.peft.base import codes_alone
 
@@ -17,7 +18,8 @@ __all__ = ["refusals"]
 
 def refusals(plan: Plan) -> list[Refusal]:
     """All layers that the format cannot hold; empty when it can hold the plan."""
-    found = [refusal for layer in plan for refusal in _of_layer(layer)]
+    found = coded_embeddings(plan, "GPTQ-format")
+    found += [refusal for layer in plan for refusal in _of_layer(layer)]
     if found:
         return found
     if not any(layer.form == "correction" for layer in plan):

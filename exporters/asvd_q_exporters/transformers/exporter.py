@@ -115,6 +115,8 @@ class TransformersExporter(CheckpointExporter[TransformersOptions]):
 
 
 def _instead(layer: LayerPlan, spec: QuantSpec) -> str:
+    if layer.role == "embedding":
+        return "leave it in floating point"
     if layer.form == "correction":
         return "export it with compressed-tensors or onnx"
     return _INSTEAD.get(spec.method, "export it with gptq or onnx")
