@@ -20,6 +20,7 @@ from asvd_q.artefact import METADATA_FILE, read_metadata
 from asvd_q.errors import ArtefactError, first_line
 from asvd_q.records import ArtefactMetadata, LayerRecord
 from asvd_q_exporters.onnx.bnb4 import unpack as bnb4
+from asvd_q_exporters.onnx.gather import unpack as gather
 from asvd_q_exporters.onnx.nbits import unpack as nbits
 
 if TYPE_CHECKING:
@@ -58,6 +59,14 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
         for node in model.graph.node
         if node.op_type in READERS
     }
+    lookups = {
+        node.input[2].rpartition(".")[0]: node
+        for node in model.graph.node
+        if node.op_type == "GatherBlockQuantized"
+    }
+    reshaped = {
+        node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Reshape"
+    }
     shared = json.loads(properties.get("asvd_q.shared", "{}"))
     held = {name.rpartition(".")[0]: other.rpartition(".")[0] for name, other in shared.items()}
 
@@ -74,21 +83,36 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
             return array(shared[weight]).astype(np.float32)
         if spec is None:
             return array(weight).T.astype(np.float32)
-        node = nodes.get(prefix)
+        return decoded(prefix, nodes.get(prefix), shape)
+
+    def rows(prefix: str, shape: tuple[int, int], spec: QuantSpec | None) -> NDArray[np.float32]:
+        if spec is None:
+            return array(f"{prefix}.weight").astype(np.float32)
+        return decoded(prefix, lookups.get(prefix), shape)
+
+    def decoded(
+        prefix: str, node: onnx.NodeProto | None, shape: tuple[int, int]
+    ) -> NDArray[np.float32]:
         if node is None:
             raise ArtefactError(f"{path} has no node with the codes of {prefix}; export it again")
         attributes = {entry.name: entry.i for entry in node.attribute}
         try:
-            return READERS[node.op_type](attributes, *map(array, node.input[1:])).reshape(shape)
+            if node.op_type in READERS:
+                found = READERS[node.op_type](attributes, *map(array, node.input[1:]))
+                return found.reshape(shape)
+            data = reshaped.get(node.input[0], node.input[0])
+            parts = map(array, (data, *node.input[2:]))
+            return gather.dequantize_rows(attributes, shape, *parts)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtefactError(f"{path}: {prefix} does not fit its own node") from error
 
     for record in _metadata(folder, properties).layers:
+        read = rows if record.role == "embedding" else matrix
         yield (
             record.name,
             {
                 slot: torch.from_numpy(
-                    np.ascontiguousarray(matrix(prefix, shape, record.quantization[slot]))
+                    np.ascontiguousarray(read(prefix, shape, record.quantization[slot]))
                 )
                 for slot, prefix, shape in _matrices(record, held)
             },
