@@ -58,12 +58,13 @@ def tiny_llama(
     return folder
 
 
-def tiny_recipe(folder: Path, blocks: int) -> dict[str, Any]:
+def tiny_recipe(folder: Path, blocks: int, *, tied: bool = False) -> dict[str, Any]:
     """Sections of a recipe for a tiny model with wren's tokenizer, and a text to calibrate it on.
 
     Its layers have sides of 16 to 48.
     """
-    model = tiny_llama(folder / "model", layers=blocks, hidden=32, intermediate=48, vocabulary=8192)
+    sizes = {"layers": blocks, "hidden": 32, "intermediate": 48, "vocabulary": 8192}
+    model = tiny_llama(folder / "model", tied=tied, **sizes)
     for file in WREN.glob("tokenizer*"):
         shutil.copy(file, model)
     text = folder / "text.txt"

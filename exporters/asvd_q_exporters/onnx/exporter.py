@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from asvd_q.artefact import ParityBounds, Refusal
 from asvd_q.plan import FLOAT_BYTES
+from asvd_q_exporters.onnx.gather.operator import embedding_refusal
 from asvd_q_exporters.onnx.nodes import float_node
 from asvd_q_exporters.onnx.operators import OPERATORS
 
@@ -40,7 +41,9 @@ class OnnxOptions(BaseModel):
             compute in float32, where 2 and 8 bits are slower by two orders of magnitude.
         opset: of the standard operators.
         external_data: weights in `model.onnx_data` beside the graph; `auto` does so above
-            1.5 GB, because a protobuf file ends at 2 GB.
+            1.5 GB, because a protobuf file ends at 2 GB. There an embedding's rows are read from
+            the mapped file; in the graph its codes are loaded, and those of one that is tied to
+            the head a second time in the head's layout.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,7 +80,7 @@ class OnnxExporter:
             for layer in plan
             for slot, shape in layer.slot_shapes().items()
             if (spec := layer.quantization[slot]) is not None
-            if (refusal := self._refusal(layer.name, shape, spec)) is not None
+            if (refusal := self._refusal(layer, shape, spec)) is not None
         ]
 
     def stored_bytes(self, layer: LayerPlan) -> int:
@@ -112,8 +115,12 @@ class OnnxExporter:
         return refusal(source, self.options)
 
     def bounds_of(self, plan: Plan) -> ParityBounds:
-        """See `asvd_q.artefact.BoundedExporter`: activations are rounded for codes alone."""
-        specs = (spec for layer in plan for spec in layer.quantization.values())
+        """See `asvd_q.artefact.BoundedExporter`: activations are rounded for codes alone.
+
+        Rows of an embedding are looked up, and no activation enters.
+        """
+        multiplied = (layer for layer in plan if layer.vocabulary != "embedding")
+        specs = (spec for layer in multiplied for spec in layer.quantization.values())
         levels = any(spec is not None and OPERATORS[spec.method].has_levels for spec in specs)
         return _bounds(self.options.dtype, rounds=levels and self.options.accuracy_level == 4)
 
@@ -188,15 +195,17 @@ class OnnxExporter:
 
         yield from read_layers(folder)
 
-    def _refusal(self, layer: str, shape: tuple[int, int], spec: QuantSpec) -> Refusal | None:
+    def _refusal(self, layer: LayerPlan, shape: tuple[int, int], spec: QuantSpec) -> Refusal | None:
+        if layer.role == "embedding":
+            return embedding_refusal(layer, spec)
         operator = OPERATORS.get(spec.method)
         if operator is None:
             return Refusal(
-                layer,
+                layer.name,
                 f"ONNX Runtime has no operator for what {spec.method} makes",
                 f"quantize it with {' or '.join(OPERATORS)}",
             )
-        return operator.refusal(layer, shape, spec)
+        return operator.refusal(layer.name, shape, spec)
 
 
 def _bounds(dtype: FloatType, *, rounds: bool) -> ParityBounds:

@@ -17,6 +17,7 @@ import onnx_ir
 
 from asvd_q.errors import ExportError
 from asvd_q.files import atomic_path
+from asvd_q_exporters.onnx.gather.views import take_row_views
 
 __all__ = ["DATA_FILE", "MODEL_FILE", "property_bytes", "save", "saved_bytes"]
 
@@ -70,7 +71,8 @@ def save(model: onnx_ir.Model, folder: Path, external_data: bool | str) -> None:
     """Write `model.onnx`, and `model.onnx_data` where the weights lie outside it.
 
     Args:
-        model: its initializers may be lazy; each is evaluated once.
+        model: its initializers may be lazy; each is evaluated once. Of those that lie outside
+            some reshapes are taken out of the graph, see `take_row_views`.
         folder: existing.
         external_data: True, False, or "auto": outside above 1.5 GB.
 
@@ -81,6 +83,8 @@ def save(model: onnx_ir.Model, folder: Path, external_data: bool | str) -> None:
     entries, end = _entries([(value.name, value.const_value) for value in values], external_data)
     if end:
         _write_data(entries, folder / DATA_FILE)
+        entries = _with_views(model.graph, entries)
+        values = list(model.graph.initializers.values())
     model.graph.initializers.clear()
     proto = onnx_ir.to_proto(model)
     for value in values:
@@ -129,6 +133,21 @@ def _entries(tensors: Tensors, external_data: bool | str) -> tuple[list[_Entry],
     return entries, end
 
 
+def _with_views(graph: onnx_ir.Graph, entries: list[_Entry]) -> list[_Entry]:
+    """The entries of what the graph still reads, and those of views."""
+    outside = {entry.name: entry for entry in entries if entry.offset is not None}
+    views = [(view, outside[view.source]) for view in take_row_views(graph, outside)]
+    return [entry for entry in entries if entry.name in graph.initializers] + [
+        _Entry(
+            _header(view.name, entry.values, entry.offset, view.shape),
+            view.name,
+            entry.values,
+            entry.offset,
+        )
+        for view, entry in views
+    ]
+
+
 def _write_data(entries: list[_Entry], path: Path) -> None:
     """Write the values that lie outside, each at its place."""
     with atomic_path(path) as partial, partial.open("wb") as stream:
@@ -151,10 +170,14 @@ def _write_model(proto: onnx.ModelProto, entries: list[_Entry], path: Path) -> N
                 stream.write(_bytes(entry.name, entry.values))
 
 
-def _header(name: str, tensor: onnx_ir.TensorProtocol, offset: int | None = None) -> bytes:
-    proto = onnx.TensorProto(
-        name=name, data_type=int(tensor.dtype), dims=[int(size) for size in tensor.shape]
-    )
+def _header(
+    name: str,
+    tensor: onnx_ir.TensorProtocol,
+    offset: int | None = None,
+    shape: Sequence[int] | None = None,
+) -> bytes:
+    dims = [int(size) for size in tensor.shape] if shape is None else shape
+    proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=dims)
     if offset is not None:
         proto.data_location = onnx.TensorProto.EXTERNAL
         place = {"location": DATA_FILE, "offset": offset, "length": tensor.nbytes}

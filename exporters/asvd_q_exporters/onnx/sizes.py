@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from asvd_q.artefact import ArtefactBytes
-from asvd_q.plan import FloatType, LayerPlan, Plan
+from asvd_q.plan import FLOAT_BYTES, FloatType, LayerPlan, Plan
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.sizes import expected_metadata
 from asvd_q_exporters.onnx.decoders import attention_form, example_past
 from asvd_q_exporters.onnx.graph import quiet
+from asvd_q_exporters.onnx.nbits.layout import nbits_layout
 from asvd_q_exporters.onnx.nodes import CONTRIB, float_node
 from asvd_q_exporters.onnx.operators import OPERATORS
 from asvd_q_exporters.onnx.save import DATA_FILE, MODEL_FILE, property_bytes, saved_bytes
@@ -69,7 +70,13 @@ def artefact_bytes(plan: Plan, source: SourceModel, options: OnnxOptions) -> Art
 
 def _node_bytes(layer: LayerPlan, dtype: FloatType, accuracy_level: int) -> int:
     """Of a layer's nodes, without the names of its weights."""
-    total = _NODE if layer.form == "correction" else 0  # the sum of both products
+    total = 0
+    if layer.role == "embedding":
+        total = _lookup_bytes(layer, dtype) if layer.changed else 0
+        if layer.tied is None or not layer.changed:
+            return total  # a node without codes is one of those that every graph has
+    if layer.form == "correction":
+        total += _NODE  # the sum of both products
     for slot, shape in layer.slot_shapes().items():
         spec = layer.quantization[slot]
         node = (
@@ -81,3 +88,12 @@ def _node_bytes(layer: LayerPlan, dtype: FloatType, accuracy_level: int) -> int:
         total += len(CONTRIB) + 2 if node.domain else 0
         total += 2 * (_NODE + _ATTRIBUTE) if node.activations != dtype else 0  # two casts
     return total
+
+
+def _lookup_bytes(layer: LayerPlan, dtype: FloatType) -> int:
+    """Of the node that looks up rows, and of what gives a tied one's codes their shape."""
+    spec = layer.quantization["weight"]
+    assert spec is not None
+    attributes = nbits_layout(layer.shape, spec, FLOAT_BYTES[dtype]).gather_attributes
+    total = _NODE + len(CONTRIB) + 2 + sum(len(name) + _ATTRIBUTE for name in attributes)
+    return total + (2 * _NODE + _ATTRIBUTE if layer.tied is not None else 0)

@@ -14,6 +14,7 @@ from asvd_q.errors import ExportError
 from asvd_q.models import SourceModel
 from asvd_q.plan import LayerPlan, Plan, Slot
 from asvd_q_exporters.onnx.fused import fuse_norms
+from asvd_q_exporters.onnx.gather.place import place_embedding
 from asvd_q_exporters.onnx.layers import FloatLinear, TiedHead, stand_in
 from asvd_q_exporters.onnx.placeholders import placeholder
 
@@ -47,8 +48,8 @@ class Skeleton:
     Attributes:
         model: the Hugging Face model, all parameters placeholders, buffers real.
         origins: of every parameter, by its name in the model.
-        shared: parameters that are another one's matrix, by name: a tied head, or the B of
-            corrections that have it in common.
+        shared: parameters that are another one's matrix, or a part of it, by name: a tied head,
+            or the B of corrections that have it in common.
     """
 
     model: nn.Module
@@ -82,7 +83,13 @@ def build_skeleton(
     shared = _tie_head(model, plan, source)
     origins: dict[str, Origin] = {}
     for layer in plan:
-        if f"{layer.name}.weight" not in shared:
+        if layer.role == "embedding":
+            if layer.changed:
+                placed = place_embedding(model, layer, dtype, accuracy_level)
+                shared |= placed.shared
+                for part in placed.parts:
+                    origins[f"{layer.name}.{part}"] = Origin(part, layer, "weight")
+        elif f"{layer.name}.weight" not in shared:
             origins |= _place_layer(model, layer, dtype, accuracy_level)
     for name, first in same_factors.items():
         for parameter in _share_factor(model, name, first):
@@ -137,7 +144,7 @@ def _tie_head(model: Any, plan: Plan, source: SourceModel) -> dict[str, str]:
     if head not in names or embedding not in names:
         return {}
     head_name, embedding_name = names[head], names[embedding]
-    if any(layer.name == head_name and layer.changed for layer in plan):
+    if any(layer.name in (head_name, embedding_name) and layer.changed for layer in plan):
         return {}
     tied = model.config.get_text_config().tie_word_embeddings
     if not tied or not _same(source, f"{head_name}.weight", f"{embedding_name}.weight"):

@@ -8,6 +8,7 @@ from torch import Tensor
 from asvd_q.errors import ExportError
 from asvd_q.plan import LayerPlan
 from asvd_q.store import Store, StoredLayer
+from asvd_q_exporters.onnx.gather.operator import embedding_tensor
 from asvd_q_exporters.onnx.operators import OPERATORS
 from asvd_q_exporters.onnx.skeleton import Origin
 
@@ -52,6 +53,8 @@ class TensorReader:
         spec = layer.quantization[origin.slot]
         assert spec is not None
         try:
+            if layer.role == "embedding":
+                return embedding_tensor(layer, weight, origin.part, self._dtype)
             return OPERATORS[spec.method].tensor(weight, origin.part, self._dtype)
         except ValueError as error:
             raise ExportError(f"{layer.name}: {error}") from error

@@ -21,6 +21,7 @@ from asvd_q.artefact import METADATA_FILE, read_metadata
 from asvd_q.errors import ArtefactError, first_line
 from asvd_q.records import ArtefactMetadata, LayerRecord
 from asvd_q_exporters.onnx.bnb4 import unpack as bnb4
+from asvd_q_exporters.onnx.gather import unpack as gather
 from asvd_q_exporters.onnx.nbits import unpack as nbits
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from asvd_q.plan import QuantSpec, Slot
 
 __all__ = ["READERS", "read_layers"]
+
+Shape = tuple[int, int]
 
 READERS: Mapping[str, Callable[..., NDArray[np.float32]]] = {
     "MatMulNBits": nbits.dequantize,
@@ -62,12 +65,18 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
         for node in model.graph.node
         if node.op_type in READERS
     }
+    lookups = {
+        node.input[2].rpartition(".")[0]: node
+        for node in model.graph.node
+        if node.op_type == "GatherBlockQuantized"
+    }
+    reshaped = {
+        node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Reshape"
+    }
     shared = json.loads(properties.get("asvd_q.shared", "{}"))
     merged = json.loads(properties.get("asvd_q.merged", "{}"))
     within = {
-        member: (name, slice(*rows))
-        for name, members in merged.items()
-        for member, rows in members.items()
+        member: (name, rows) for name, members in merged.items() for member, rows in members.items()
     }
     held = {name.rpartition(".")[0]: other.rpartition(".")[0] for name, other in shared.items()}
 
@@ -78,40 +87,50 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
             raise ArtefactError(f"{path} holds no readable {name}; export it again") from error
         return values
 
-    def matrix(prefix: str, spec: QuantSpec | None) -> NDArray[np.float32]:
+    def matrix(prefix: str, shape: Shape, spec: QuantSpec | None) -> NDArray[np.float32]:
         weight = f"{prefix}.weight"
         if weight in shared:
             return array(shared[weight]).astype(np.float32)
         if spec is None:
             return array(weight).T.astype(np.float32)
-        node = nodes.get(prefix)
+        return decoded(prefix, nodes.get(prefix), shape)
+
+    def rows(prefix: str, shape: Shape, spec: QuantSpec | None) -> NDArray[np.float32]:
+        if spec is None:
+            return array(f"{prefix}.weight").astype(np.float32)
+        return decoded(prefix, lookups.get(prefix), shape)
+
+    def decoded(prefix: str, node: onnx.NodeProto | None, shape: Shape) -> NDArray[np.float32]:
         if node is None:
             raise ArtefactError(f"{path} has no node with the codes of {prefix}; export it again")
         attributes = {entry.name: entry.i for entry in node.attribute}
-        names = node.input[1 : _PARTS + 1]  # a bias may follow
         try:
-            return READERS[node.op_type](attributes, *(array(name) for name in names if name))
+            if node.op_type in READERS:
+                names = node.input[1 : _PARTS + 1]  # a bias may follow
+                found = READERS[node.op_type](attributes, *(array(name) for name in names if name))
+                return found.reshape(shape)
+            data = reshaped.get(node.input[0], node.input[0])
+            parts = map(array, (data, *node.input[2:]))
+            return gather.dequantize_rows(attributes, shape, *parts)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtefactError(f"{path}: {prefix} does not fit its own node") from error
 
-    held_rows = lru_cache(maxsize=1)(matrix)
+    recent = lru_cache(maxsize=1)(matrix)
 
-    def member(prefix: str, shape: tuple[int, int], spec: QuantSpec | None) -> NDArray[np.float32]:
-        if prefix in within:
-            name, rows = within[prefix]
-            values = held_rows(name, spec)[rows]
-        else:
-            values = matrix(prefix, spec)
-        if values.size != shape[0] * shape[1]:
-            raise ArtefactError(f"{path}: {prefix} has not the shape that its record says")
-        return values.reshape(shape)
+    def member(prefix: str, shape: Shape, spec: QuantSpec | None) -> NDArray[np.float32]:
+        if prefix not in within:
+            return matrix(prefix, shape, spec)
+        name, (first, last) = within[prefix]
+        count = max(end for _, end in merged[name].values())
+        return recent(name, (count, shape[1]), spec)[first:last]
 
     for record in _metadata(folder, properties).layers:
+        read = rows if record.role == "embedding" else member
         yield (
             record.name,
             {
                 slot: torch.from_numpy(
-                    np.ascontiguousarray(member(prefix, shape, record.quantization[slot]))
+                    np.ascontiguousarray(read(prefix, shape, record.quantization[slot]))
                 )
                 for slot, prefix, shape in _matrices(record, held)
             },

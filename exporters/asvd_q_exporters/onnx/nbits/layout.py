@@ -65,6 +65,16 @@ class NBitsLayout:
             "accuracy_level": accuracy_level,
         }
 
+    @property
+    def gather_attributes(self) -> dict[str, int]:
+        """Of a `GatherBlockQuantized` that looks up rows in the same codes."""
+        return {
+            "bits": self.bits,
+            "block_size": self.block,
+            "gather_axis": 0,
+            "quantize_axis": 1,
+        }
+
     def nbytes(self, scale_bytes: int) -> int:
         """Bytes in the file, with scales of `scale_bytes` each."""
         row = self.blocks * (self.codes_shape[2] + scale_bytes)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from asvd_q.plan import FloatType, QuantSpec
     from asvd_q.quantization import StoredWeight
 
-__all__ = ["MatMulNBits"]
+__all__ = ["MatMulNBits", "codes_refusal"]
 
 
 class MatMulNBits:
@@ -25,24 +25,7 @@ class MatMulNBits:
     has_levels: ClassVar[bool] = True
 
     def refusal(self, layer: str, shape: tuple[int, int], spec: QuantSpec) -> Refusal | None:
-        """Groups in act order, and sizes that no block has."""
-        columns = shape[1]
-        if spec.permutes(columns):
-            return Refusal(
-                layer,
-                "its columns are grouped in act order, which ONNX Runtime's MatMulNBits cannot "
-                "read",
-                "set static_groups: true beside act_order, or export it with gptq",
-            )
-        group = spec.group_width(columns)
-        if group < columns and group not in BLOCK_SIZES:
-            nearest = min(BLOCK_SIZES, key=lambda size: abs(size - group))
-            return Refusal(
-                layer,
-                f"ONNX Runtime's MatMulNBits has no blocks of {group} columns",
-                f"use group_size {nearest} (16, 32, 64, 128, 256 and -1 work)",
-            )
-        return None
+        return codes_refusal("MatMulNBits", layer, shape, spec)
 
     def stored_bytes(self, shape: tuple[int, int], spec: QuantSpec, dtype: FloatType) -> int:
         """Codes, scales in the activations' type, and zero points."""
@@ -77,3 +60,25 @@ class MatMulNBits:
         from asvd_q_exporters.onnx.nbits.pack import nbits_tensor
 
         return nbits_tensor(weight, part, dtype)
+
+
+def codes_refusal(
+    operator: str, layer: str, shape: tuple[int, int], spec: QuantSpec
+) -> Refusal | None:
+    """Groups in act order, and sizes that no block has, for operators with this layout."""
+    columns = shape[1]
+    if spec.permutes(columns):
+        return Refusal(
+            layer,
+            f"its columns are grouped in act order, which ONNX Runtime's {operator} cannot read",
+            "set static_groups: true beside act_order, or export it with gptq",
+        )
+    group = spec.group_width(columns)
+    if group < columns and group not in BLOCK_SIZES:
+        nearest = min(BLOCK_SIZES, key=lambda size: abs(size - group))
+        return Refusal(
+            layer,
+            f"ONNX Runtime's {operator} has no blocks of {group} columns",
+            f"use group_size {nearest} (16, 32, 64, 128, 256 and -1 work)",
+        )
+    return None
