@@ -11,6 +11,7 @@ from asvd_q.artefact import ArtefactBytes
 from asvd_q.plan import FloatType, LayerPlan, Plan
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.sizes import expected_metadata
+from asvd_q_exporters.onnx.genai import GENAI_FILE, expected_facts, genai_text
 from asvd_q_exporters.onnx.graph import quiet
 from asvd_q_exporters.onnx.nodes import CONTRIB, float_node
 from asvd_q_exporters.onnx.operators import OPERATORS
@@ -61,7 +62,11 @@ def artefact_bytes(plan: Plan, source: SourceModel, options: OnnxOptions) -> Art
     model += sum(_node_bytes(layer, options.dtype, options.accuracy_level) for layer in plan)
     weights = {MODEL_FILE: model} | ({DATA_FILE: outside} if outside else {})
     others = {file.name: file.stat().st_size for file in source.companion_files()}
-    return ArtefactBytes(weights, {**others, CONFIG_FILE: len(config_text(source).encode())})
+    others[CONFIG_FILE] = len(config_text(source).encode())
+    genai = genai_text(source, expected_facts(source), share_buffer=False)
+    if genai is not None:
+        others[GENAI_FILE] = len(genai.encode())
+    return ArtefactBytes(weights, others)
 
 
 def _node_bytes(layer: LayerPlan, dtype: FloatType, accuracy_level: int) -> int:

@@ -12,6 +12,7 @@ from asvd_q.errors import ExportError
 from asvd_q.files import write_text
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.store import Store
+from asvd_q_exporters.onnx.genai import GENAI_FILE, genai_text, graph_facts
 from asvd_q_exporters.onnx.graph import quiet, trace
 from asvd_q_exporters.onnx.save import save
 from asvd_q_exporters.onnx.sharing import same_factors
@@ -43,8 +44,12 @@ SHARED_KEY = "asvd_q.shared"
 
 def write_artefact(store: Store, folder: Path, options: OnnxOptions) -> None:
     """Write every file of the artefact into an existing folder."""
-    save(build_model(store, options), folder, options.external_data)
+    model = build_model(store, options)
+    save(model, folder, options.external_data)
     write_text(folder / CONFIG_FILE, config_text(store.source))
+    genai = genai_text(store.source, graph_facts(model), share_buffer=False)
+    if genai is not None:
+        write_text(folder / GENAI_FILE, genai)
     for file in store.source.companion_files():
         shutil.copyfile(file, folder / file.name)
 
