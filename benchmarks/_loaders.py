@@ -14,7 +14,6 @@ import json
 import os
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,16 +84,14 @@ def _onnxruntime(folder: Path) -> tuple[Step, dict[str, int]]:
 def _onnxruntime_genai(folder: Path) -> tuple[Step, dict[str, int]]:
     import onnxruntime_genai
 
-    with tempfile.TemporaryDirectory() as place:
-        for path in folder.iterdir():
-            Path(place, path.name).symlink_to(path.absolute())
-        config = _genai_config(json.loads((folder / "config.json").read_text()))
-        Path(place, "genai_config.json").write_text(json.dumps(config))
-        model = onnxruntime_genai.Model(place)
+    config = onnxruntime_genai.Config(str(folder))
+    threads = {"session_options": {"intra_op_num_threads": _threads()}}
+    config.overlay(json.dumps({"model": {"decoder": threads}}))
+    model = onnxruntime_genai.Model(config)
 
     def generator() -> Any:
         settings = onnxruntime_genai.GeneratorParams(model)
-        settings.set_search_options(max_length=config["search"]["max_length"], do_sample=False)
+        settings.set_search_options(do_sample=False)
         return onnxruntime_genai.Generator(model, settings)
 
     def step(ids: Ids, cache: Any) -> tuple[NDArray[np.float32], Any]:
@@ -107,52 +104,6 @@ def _onnxruntime_genai(folder: Path) -> tuple[Step, dict[str, int]]:
         return np.concatenate(logits), cache
 
     return step, {}
-
-
-def _genai_config(config: dict[str, Any]) -> dict[str, Any]:
-    """What ONNX Runtime GenAI wants to know of a graph; the type is that of its inputs."""
-
-    def value(*names: str) -> Any:
-        return next(config[name] for name in names if config.get(name) is not None)
-
-    heads = value("num_attention_heads", "n_head")
-    hidden = value("hidden_size", "n_embd")
-    length = value("max_position_embeddings", "n_positions")
-    return {
-        "model": {
-            "type": "llama",
-            "vocab_size": config["vocab_size"],
-            "context_length": length,
-            "bos_token_id": config.get("bos_token_id") or 0,
-            "eos_token_id": config.get("eos_token_id") or 0,
-            "pad_token_id": config.get("pad_token_id") or 0,
-            "decoder": {
-                "filename": "model.onnx",
-                "session_options": {
-                    "intra_op_num_threads": _threads(),
-                    "provider_options": [],
-                },
-                "head_size": config.get("head_dim") or hidden // heads,
-                "hidden_size": hidden,
-                "num_attention_heads": heads,
-                "num_key_value_heads": config.get("num_key_value_heads", heads),
-                "num_hidden_layers": value("num_hidden_layers", "n_layer"),
-                "inputs": {
-                    "input_ids": "input_ids",
-                    "attention_mask": "attention_mask",
-                    "position_ids": "position_ids",
-                    "past_key_names": "past_key_values.%d.key",
-                    "past_value_names": "past_key_values.%d.value",
-                },
-                "outputs": {
-                    "logits": "logits",
-                    "present_key_names": "present.%d.key",
-                    "present_value_names": "present.%d.value",
-                },
-            },
-        },
-        "search": {"max_length": length, "past_present_share_buffer": False},
-    }
 
 
 def _transformers(folder: Path) -> tuple[Step, dict[str, int]]:

@@ -10,6 +10,7 @@ placeholders.py  their parameters, which occupy no memory
 graph.py         the traced graph, without weights
 tensors.py       the weights, read from store and source as the file is written
 save.py          the file, one tensor in memory at a time
+genai.py         what ONNX Runtime GenAI wants to be told of it
 runner.py        the artefact in ONNX Runtime
 session.py       how its sessions are set up
 nodes.py         the node that a matrix becomes, in numbers

@@ -125,7 +125,7 @@ class OnnxExporter:
         return _bounds(self.options.dtype, rounds=levels and self.options.accuracy_level == 4)
 
     def write(self, store: Store, folder: Path) -> None:
-        """Write `model.onnx`, `config.json` and the tokenizer's files.
+        """Write `model.onnx`, `config.json`, `genai_config.json` and the tokenizer's files.
 
         One weight is in memory at a time: the graph is traced over placeholders.
 

@@ -12,6 +12,7 @@ from asvd_q.plan import FLOAT_BYTES, FloatType, LayerPlan, Plan
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.sizes import expected_metadata
 from asvd_q_exporters.onnx.decoders import attention_form, example_past
+from asvd_q_exporters.onnx.genai import GENAI_FILE, expected_facts, genai_text
 from asvd_q_exporters.onnx.graph import quiet
 from asvd_q_exporters.onnx.nbits.layout import nbits_layout
 from asvd_q_exporters.onnx.nodes import CONTRIB, float_node
@@ -59,13 +60,18 @@ def artefact_bytes(plan: Plan, source: SourceModel, options: OnnxOptions) -> Art
     model = inside + sum(
         property_bytes(key, value) for key, value in properties(metadata, skeleton.shared).items()
     )
-    form = attention_form(skeleton.model, example_past(skeleton.model, dtype))
+    past = example_past(skeleton.model, dtype)
+    form = attention_form(skeleton.model, past)
     model += _GRAPH + _BLOCK[form.fused] * int(source.config.get_text_config().num_hidden_layers)
     model += sum(len(name) + 2 for name in parameters)
     model += sum(_node_bytes(layer, options.dtype, options.accuracy_level) for layer in plan)
     weights = {MODEL_FILE: model} | ({DATA_FILE: outside} if outside else {})
     others = {file.name: file.stat().st_size for file in source.companion_files()}
-    return ArtefactBytes(weights, {**others, CONFIG_FILE: len(config_text(source).encode())})
+    others[CONFIG_FILE] = len(config_text(source).encode())
+    genai = genai_text(source, expected_facts(source, past, form), share_buffer=form.fused)
+    if genai is not None:
+        others[GENAI_FILE] = len(genai.encode())
+    return ArtefactBytes(weights, others)
 
 
 def _node_bytes(layer: LayerPlan, dtype: FloatType, accuracy_level: int) -> int:

@@ -15,6 +15,7 @@ from asvd_q.errors import ExportError
 from asvd_q.files import write_text
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.store import Store
+from asvd_q_exporters.onnx.genai import GENAI_FILE, genai_text, graph_facts
 from asvd_q_exporters.onnx.graph import Traced, quiet, trace
 from asvd_q_exporters.onnx.save import save
 from asvd_q_exporters.onnx.sharing import same_factors
@@ -22,8 +23,6 @@ from asvd_q_exporters.onnx.skeleton import Skeleton, build_skeleton
 from asvd_q_exporters.onnx.tensors import TensorReader
 
 if TYPE_CHECKING:
-    import onnx_ir
-
     from asvd_q.models import SourceModel
     from asvd_q.records import ArtefactMetadata
     from asvd_q_exporters.onnx.exporter import OnnxOptions
@@ -54,14 +53,19 @@ BUFFERS_KEY = "asvd_q.buffers"
 
 def write_artefact(store: Store, folder: Path, options: OnnxOptions) -> None:
     """Write every file of the artefact into an existing folder."""
-    save(build_model(store, options), folder, options.external_data)
+    traced = build_model(store, options)
+    save(traced.model, folder, options.external_data)
     write_text(folder / CONFIG_FILE, config_text(store.source))
+    facts = graph_facts(traced.model)
+    genai = genai_text(store.source, facts, share_buffer=traced.attention.fused)
+    if genai is not None:
+        write_text(folder / GENAI_FILE, genai)
     for file in store.source.companion_files():
         shutil.copyfile(file, folder / file.name)
 
 
-def build_model(store: Store, options: OnnxOptions) -> onnx_ir.Model:
-    """The model with lazy weights: each is read from the store when its bytes are asked for."""
+def build_model(store: Store, options: OnnxOptions) -> Traced:
+    """The graph with lazy weights: each is read from the store when its bytes are asked for."""
     dtype = TORCH_TYPES[options.dtype]
     with quiet():
         skeleton = build_skeleton(
@@ -75,7 +79,7 @@ def build_model(store: Store, options: OnnxOptions) -> onnx_ir.Model:
     _fill(traced, skeleton, TensorReader(store, dtype))
     metadata = store.metadata("onnx", options.model_dump())
     traced.model.metadata_props.update(properties(metadata, skeleton.shared, traced))
-    return traced.model
+    return traced
 
 
 def config_text(source: SourceModel) -> str:
