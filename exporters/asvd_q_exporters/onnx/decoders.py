@@ -46,8 +46,9 @@ class Decoder(nn.Module):
         from transformers import DynamicCache
 
         attention = self._attention
-        new = input_ids.shape[1]
-        cache = attention.begin(attention_mask, new, past) if attention else DynamicCache(past)
+        cache = (
+            attention.begin(input_ids, attention_mask, past) if attention else DynamicCache(past)
+        )
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -41,9 +41,10 @@ class OnnxOptions(BaseModel):
             compute in float32, where 2 and 8 bits are slower by two orders of magnitude.
         opset: of the standard operators.
         external_data: weights in `model.onnx_data` beside the graph; `auto` does so above
-            1.5 GB, because a protobuf file ends at 2 GB. There an embedding's rows are read from
-            the mapped file; in the graph its codes are loaded, and those of one that is tied to
-            the head a second time in the head's layout.
+            64 MiB, because what lies in the graph is in memory twice while it is loaded (and a
+            protobuf file ends at 2 GB). There an embedding's rows are read from the mapped file;
+            in the graph its codes are loaded, and those of one that is tied to the head a second
+            time in the head's layout.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -23,7 +23,7 @@ __all__ = ["DATA_FILE", "MODEL_FILE", "property_bytes", "save", "saved_bytes"]
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx_data"
-_EXTERNAL_ABOVE = 1_500_000_000
+_EXTERNAL_ABOVE = 64 * 2**20
 _PROTOBUF_LIMIT = 2**31 - 2**24
 _SMALL = 1024
 _ALIGNMENT = 64
@@ -74,7 +74,7 @@ def save(model: onnx_ir.Model, folder: Path, external_data: bool | str) -> None:
         model: its initializers may be lazy; each is evaluated once. Of those that lie outside
             some reshapes are taken out of the graph, see `take_row_views`.
         folder: existing.
-        external_data: True, False, or "auto": outside above 1.5 GB.
+        external_data: True, False, or "auto": outside above 64 MiB.
 
     Raises:
         ExportError: too large for one file, and `external_data` forbids a second.

@@ -5,9 +5,12 @@ is replaced, the function that attends, the masks, and the cache, and what is fo
 same as an operator when both are run on numbers: rotary embeddings and RMS norms.
 
 attention.py  `GroupQueryAttention` in place of transformers' attention functions
+mask.py       lengths and padding, as the operator wants them
 cache.py      a cache that grows inside that operator
 rotary.py     which rotary embeddings the operator applies itself
 norms.py      RMS norms
+passes.py     what is tidied in the traced graph
+merge.py      products with the same input as one
 """
 
 from asvd_q_exporters.onnx.fused.attention import FusedAttention, NotFusedError

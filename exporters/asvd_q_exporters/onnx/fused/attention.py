@@ -18,6 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from asvd_q_exporters.onnx.fused.cache import OperatorCache
+from asvd_q_exporters.onnx.fused.mask import lengths
 from asvd_q_exporters.onnx.fused.rotary import (
     FUNCTION,
     RotaryTables,
@@ -103,28 +104,19 @@ class FusedAttention:
             yield
 
     def begin(
-        self, attention_mask: Tensor, new: Any, past: list[tuple[Tensor, Tensor]]
+        self, input_ids: Tensor, attention_mask: Tensor, past: list[tuple[Tensor, Tensor]]
     ) -> OperatorCache:
         """Start a forward pass.
 
         Args:
+            input_ids: (batch, new tokens).
             attention_mask: (batch, total tokens), 0 where a sequence is padded.
-            new: how many tokens are new.
             past: keys and values by layer.
         """
-        batch, total = attention_mask.shape
-        dtype = past[0][0].dtype
         self._pending: dict[int, _Rotation] = {}
         self._tables.clear()
-        # The operator expects sequences that begin at the first column: padding may follow, and
-        # later tokens are written over it. Padding that goes before is counted and hidden; finite,
-        # so that a row of padding stays finite.
-        before = (attention_mask.cumsum(dim=1) == 0).to(attention_mask.dtype)
-        self._last = ((attention_mask + before).sum(dim=1) - 1).to(torch.int32)
-        self._total = torch.scalar_tensor(total, dtype=torch.int32)
-        hidden = before.to(dtype) * (torch.finfo(dtype).min / 2)
-        self._bias = hidden[:, None, None, :].expand(batch, 1, new, total)
-        self.cache = OperatorCache(past, total - new)
+        self._lengths = lengths(input_ids, attention_mask, past[0][0].dtype)
+        self.cache = OperatorCache(past, attention_mask.shape[1] - input_ids.shape[1])
         return self.cache
 
     def present(self) -> list[Tensor]:
@@ -208,11 +200,12 @@ class FusedAttention:
             "do_rotary": int(rotation is not None),
             "rotary_interleaved": int(rotation is not None and rotation.interleaved),
         }
-        total = self._bias.shape[-1]
+        known = self._lengths
+        total = known.bias.shape[-1]
         states = (part.transpose(1, 2).reshape(batch, new, -1) for part in (query, key, value))
         output, *present = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
-            (*states, *layer.past, self._last, self._total, *tables, None, self._bias),
+            (*states, *layer.past, known.last, known.total, *tables, None, known.bias),
             attributes,
             dtypes=(query.dtype,) * 3,
             shapes=(
