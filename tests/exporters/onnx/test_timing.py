@@ -29,7 +29,7 @@ _KINDS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mixed", "nf4_export"])
+@pytest.mark.parametrize("name", ["mixed", "nf4_export", "standard"])
 def test_nodes_are_those_of_the_exported_graph(name: str, request: pytest.FixtureRequest) -> None:
     """Operator, attributes, and the shape and type of every initializer."""
     made: Export = request.getfixturevalue(name)
