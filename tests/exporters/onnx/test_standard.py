@@ -128,7 +128,7 @@ def test_sessions_are_set_to_the_recorded_level(
             {"operators": "standard", "accuracy_level": level, "dtype": dtype}
         )
         made = export(standard_store, tmp_path / f"level{level}", options)
-        runner = artefact_runner(made.folder)  # as evaluate opens it, which has no options
+        runner = artefact_runner(made.folder)  # as `evaluate` opens it
         errors[level] = relative(next(iter(runner.score([ids]))), expected)
     assert errors[0] < (1e-5 if dtype == "float32" else 1e-2)
     assert 4e-3 < errors[4] < 0.2
