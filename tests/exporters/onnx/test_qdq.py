@@ -196,6 +196,15 @@ def test_act_order_is_refused() -> None:
         qdq_tensor(QuantizedWeight.from_tensors(parts, permuted.spec), "codes", torch.float32)
 
 
+def test_codes_of_an_embedding_are_refused() -> None:
+    """ONNX has no operator that dequantizes the rows it looks up and no others."""
+    spec = QuantSpec(bits=4, group_size=32)
+    layer = plan(spec).layers[0].model_copy(update={"role": "embedding", "block": None})
+    (refusal,) = STANDARD.can_express(Plan(float_type="float32", layers=(layer,)))
+    assert refusal.layer == "q"
+    assert refusal.instead == "leave the embedding in floating point, or set operators: contrib"
+
+
 @pytest.mark.parametrize("opset", [18, 20])
 def test_an_opset_without_blocks_is_refused_where_there_are_codes(opset: int) -> None:
     exporter = OnnxExporter(OnnxOptions(operators="standard", opset=opset))
