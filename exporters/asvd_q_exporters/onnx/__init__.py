@@ -4,6 +4,7 @@ exporter.py      the exporter: options, refusals, bytes; imports neither torch n
 operators.py     which operator holds what a quantization method makes
 nbits/           `MatMulNBits`: integer codes
 bnb4/            `MatMulBnb4`: NF4
+qdq/             `DequantizeLinear` and `MatMul`: integer codes in standard operators
 layers.py        modules that stand in for linear layers while the model is traced
 sharing.py       corrections whose B is the same, which the file holds once
 placeholders.py  their parameters, which occupy no memory

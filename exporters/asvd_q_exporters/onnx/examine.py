@@ -10,6 +10,7 @@ from asvd_q.plan import Plan
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q_exporters.onnx.decoders import example_past
 from asvd_q_exporters.onnx.graph import quiet
+from asvd_q_exporters.onnx.operators import operators_of
 from asvd_q_exporters.onnx.skeleton import build_skeleton
 
 if TYPE_CHECKING:
@@ -24,7 +25,12 @@ def refusal(source: SourceModel, options: OnnxOptions) -> Refusal | None:
     dtype = TORCH_TYPES[options.dtype]
     with quiet():
         skeleton = build_skeleton(
-            Plan(float_type=options.dtype, layers=()), source, {}, dtype, options.accuracy_level
+            Plan(float_type=options.dtype, layers=()),
+            source,
+            {},
+            dtype,
+            options.accuracy_level,
+            operators_of(options.operators),
         )
         try:
             example_past(skeleton.model, dtype)

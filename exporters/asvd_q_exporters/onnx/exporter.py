@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from asvd_q.artefact import ParityBounds, Refusal
+from asvd_q.artefact import WHOLE_MODEL, ParityBounds, Refusal
 from asvd_q.plan import FLOAT_BYTES
 from asvd_q_exporters.onnx.gather.operator import embedding_refusal
 from asvd_q_exporters.onnx.nodes import float_node
-from asvd_q_exporters.onnx.operators import OPERATORS
+from asvd_q_exporters.onnx.operators import OperatorSet, operators_of
+from asvd_q_exporters.onnx.qdq.layout import LEAST_OPSET
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +38,11 @@ class OnnxOptions(BaseModel):
     Attributes:
         dtype: of activations, scales, float matrices, and the key-value cache; the scales of NF4
             are float32 always.
+        operators: `contrib` has ONNX Runtime's own among them; `standard` has those of ONNX
+            alone, for other runtimes: codes in `DequantizeLinear`, 4 or 8 bits wide, and no NF4.
         accuracy_level: of `MatMulNBits`. 4 multiplies with activations rounded to int8; 0 and 1
-            compute in float32, where 2 and 8 bits are slower by two orders of magnitude.
+            compute in float32, where 2 and 8 bits are slower by two orders of magnitude. With
+            standard operators it is not in the graph: it is what sessions opened here are set to.
         opset: of the standard operators.
         external_data: weights in `model.onnx_data` beside the graph; `auto` does so above
             64 MiB, because what lies in the graph is in memory twice while it is loaded (and a
@@ -50,6 +54,7 @@ class OnnxOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dtype: Literal["float32", "float16"] = "float32"
+    operators: OperatorSet = "contrib"
     accuracy_level: Literal[0, 1, 4] = 4
     opset: int = Field(default=21, ge=18, le=23)
     external_data: Literal["auto"] | bool = "auto"
@@ -71,18 +76,30 @@ class OnnxExporter:
         if not isinstance(chosen, OnnxOptions):
             raise TypeError(f"options of the onnx format are OnnxOptions, not {type(chosen)}")
         self.options = chosen
+        self._operators = operators_of(chosen.operators)
         self.bounds = _bounds(chosen.dtype, rounds=chosen.accuracy_level == 4)
         self.float_type: FloatType | None = chosen.dtype
 
     def can_express(self, plan: Plan) -> list[Refusal]:
-        """Methods without an operator, and what each operator cannot hold."""
-        return [
-            refusal
+        """Methods without an operator, what each operator cannot hold, and an old opset."""
+        matrices = [
+            (layer, shape, spec)
             for layer in plan
             for slot, shape in layer.slot_shapes().items()
             if (spec := layer.quantization[slot]) is not None
-            if (refusal := self._refusal(layer, shape, spec)) is not None
         ]
+        found = [self._refusal(*matrix) for matrix in matrices]
+        opset = self.options.opset
+        if matrices and self.options.operators == "standard" and opset < LEAST_OPSET:
+            found.insert(
+                0,
+                Refusal(
+                    WHOLE_MODEL,
+                    f"DequantizeLinear has no blocks in opset {opset}",
+                    f"set opset: {LEAST_OPSET} or above, or operators: contrib",
+                ),
+            )
+        return [refusal for refusal in found if refusal is not None]
 
     def stored_bytes(self, layer: LayerPlan) -> int:
         """Bytes of the layer's initializers, without bias.
@@ -97,7 +114,7 @@ class OnnxExporter:
             if spec is None:
                 total += shape[0] * shape[1] * FLOAT_BYTES[dtype]
             else:
-                total += OPERATORS[spec.method].stored_bytes(shape, spec, dtype)
+                total += self._operators[spec.method].stored_bytes(shape, spec, dtype)
         return total
 
     def artefact_bytes(self, plan: Plan, source: SourceModel) -> ArtefactBytes:
@@ -122,7 +139,7 @@ class OnnxExporter:
         """
         multiplied = (layer for layer in plan if layer.vocabulary != "embedding")
         specs = (spec for layer in multiplied for spec in layer.quantization.values())
-        levels = any(spec is not None and OPERATORS[spec.method].has_levels for spec in specs)
+        levels = any(spec is not None and self._operators[spec.method].has_levels for spec in specs)
         return _bounds(self.options.dtype, rounds=levels and self.options.accuracy_level == 4)
 
     def write(self, store: Store, folder: Path) -> None:
@@ -184,7 +201,7 @@ class OnnxExporter:
         options = self.options
         if spec is None:
             return float_node(shape, options.dtype)
-        return OPERATORS[spec.method].node(shape, spec, options.dtype, options.accuracy_level)
+        return self._operators[spec.method].node(shape, spec, options.dtype, options.accuracy_level)
 
     def read(self, folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
         """The matrices in `model.onnx`, read with numpy and the ONNX protobuf alone.
@@ -198,13 +215,19 @@ class OnnxExporter:
 
     def _refusal(self, layer: LayerPlan, shape: tuple[int, int], spec: QuantSpec) -> Refusal | None:
         if layer.role == "embedding":
-            return embedding_refusal(layer, spec)
-        operator = OPERATORS.get(spec.method)
+            if self.options.operators == "contrib":
+                return embedding_refusal(layer, spec)
+            return Refusal(
+                layer.name,
+                "no standard operator looks up rows of codes",
+                "leave the embedding in floating point, or set operators: contrib",
+            )
+        operator = self._operators.get(spec.method)
         if operator is None:
             return Refusal(
                 layer.name,
-                f"ONNX Runtime has no operator for what {spec.method} makes",
-                f"quantize it with {' or '.join(OPERATORS)}",
+                f"none of the {self.options.operators} operators holds what {spec.method} makes",
+                f"quantize it with {' or '.join(self._operators)}, or set operators: contrib",
             )
         return operator.refusal(layer.name, shape, spec)
 

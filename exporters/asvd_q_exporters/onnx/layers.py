@@ -6,11 +6,13 @@ initializers. Those for quantized matrices are in their operators' folders.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from asvd_q.plan import LayerPlan, QuantSpec
-from asvd_q_exporters.onnx.operators import OPERATORS
+from asvd_q_exporters.onnx.operators import Operator
 from asvd_q_exporters.onnx.placeholders import placeholder
 
 __all__ = ["Corrected", "FloatLinear", "LowRank", "TiedHead", "stand_in"]
@@ -83,13 +85,19 @@ class TiedHead(nn.Module):
         return logits if self.bias is None else logits + self.bias
 
 
-def stand_in(layer: LayerPlan, bias: bool, dtype: torch.dtype, accuracy_level: int) -> nn.Module:
+def stand_in(
+    layer: LayerPlan,
+    bias: bool,
+    dtype: torch.dtype,
+    accuracy_level: int,
+    operators: Mapping[str, Operator],
+) -> nn.Module:
     """The module for one stored layer; the bias is added once, last."""
 
     def matrix(shape: tuple[int, int], spec: QuantSpec | None, bias: bool) -> nn.Module:
         if spec is None:
             return FloatLinear(shape, bias, dtype)
-        return OPERATORS[spec.method].linear(
+        return operators[spec.method].linear(
             shape, spec, bias=bias, dtype=dtype, accuracy_level=accuracy_level
         )
 

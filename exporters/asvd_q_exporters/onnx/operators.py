@@ -1,15 +1,16 @@
-"""ONNX Runtime's operators for quantized matrices, by quantization method.
+"""Operators for quantized matrices, by quantization method: ONNX Runtime's own, or standard ones.
 
-A new operator is a folder, an entry in `OPERATORS`, and one for its reader in `unpack.READERS`.
+A new operator is a folder, an entry here, and one for its reader in `unpack.READERS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from asvd_q_exporters.onnx.bnb4.operator import MatMulBnb4
 from asvd_q_exporters.onnx.nbits.operator import MatMulNBits
+from asvd_q_exporters.onnx.qdq.operator import DequantizedMatMul
 
 if TYPE_CHECKING:
     import torch
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from asvd_q.artefact import Refusal
     from asvd_q.plan import FloatType, QuantSpec
     from asvd_q.quantization import StoredWeight
-    from asvd_q_exporters.onnx.nodes import MatrixNode
+    from asvd_q_exporters.onnx.nodes import MatrixNode, NarrowType
 
-__all__ = ["OPERATORS", "Operator"]
+__all__ = ["Operator", "OperatorSet", "operators_of"]
+
+OperatorSet = Literal["contrib", "standard"]
 
 
 class Operator(Protocol):
@@ -71,8 +74,12 @@ class Operator(Protocol):
         """
         ...
 
+    def narrow_type(self, part: str, spec: QuantSpec) -> NarrowType | None:
+        """The file's type of a parameter that torch has no type for; None where it has one."""
+        ...
+
     def tensor(self, weight: StoredWeight, part: str, dtype: torch.dtype) -> Tensor:
-        """The values of one of that module's parameters.
+        """The values of one of that module's parameters; of a narrow type, its bytes (n,).
 
         Args:
             part: the parameter's name.
@@ -83,6 +90,14 @@ class Operator(Protocol):
         ...
 
 
-_NBITS = MatMulNBits()
+_NBITS, _BNB4, _QDQ = MatMulNBits(), MatMulBnb4(), DequantizedMatMul()
 
-OPERATORS: Mapping[str, Operator] = {"rtn": _NBITS, "gptq": _NBITS, "nf4": MatMulBnb4()}
+_OPERATORS: Mapping[OperatorSet, Mapping[str, Operator]] = {
+    "contrib": {"rtn": _NBITS, "gptq": _NBITS, "nf4": _BNB4},
+    "standard": {"rtn": _QDQ, "gptq": _QDQ},
+}
+
+
+def operators_of(operators: OperatorSet) -> Mapping[str, Operator]:
+    """Quantization method → what holds its codes; methods that nothing holds are left out."""
+    return _OPERATORS[operators]

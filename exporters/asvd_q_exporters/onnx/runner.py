@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor
 
+from asvd_q.artefact import METADATA_FILE, read_metadata
 from asvd_q.errors import ArtefactError, first_line
 from asvd_q.evaluation.padding import positions_behind
 from asvd_q_exporters.onnx.buffers import Buffers, SharedPast
@@ -42,7 +43,7 @@ class OnnxRunner:
             raise ArtefactError(f"{folder} is not an ONNX artefact: it has no {_MODEL_FILE}")
         try:
             self.session = onnxruntime.InferenceSession(
-                path, session_options(), providers=PROVIDERS
+                path, session_options(_accuracy_level(folder)), providers=PROVIDERS
             )
         except Exception as error:  # the runtime's errors share no base class
             reason = first_line(error)
@@ -132,6 +133,13 @@ class OnnxRunner:
         self.session.run_with_iobinding(binding)
         logits, *values = binding.get_outputs()
         return torch.from_numpy(logits.numpy()).float(), values
+
+
+def _accuracy_level(folder: Path) -> int | None:
+    """What the artefact's options say; None for a folder without them."""
+    if not (folder / METADATA_FILE).is_file():
+        return None
+    return cast(int | None, read_metadata(folder).options.get("accuracy_level"))
 
 
 def _length(cache: Any) -> int:

@@ -8,9 +8,18 @@ __all__ = ["PROVIDERS", "session_options"]
 
 PROVIDERS = ["CPUExecutionProvider"]
 
+_LEVEL = "session.qdq_matmulnbits_accuracy_level"
 
-def session_options() -> onnxruntime.SessionOptions:
-    """The runtime's defaults, as many threads as it wants to take, and no log lines."""
+
+def session_options(accuracy_level: int | None = None) -> onnxruntime.SessionOptions:
+    """The runtime's defaults, as many threads as it wants to take, and no log lines.
+
+    Args:
+        accuracy_level: of the kernels that the runtime puts in place of `DequantizeLinear` and
+            `MatMul`, of which a file cannot say it; None for the runtime's own, 4.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    if accuracy_level is not None:
+        options.add_session_config_entry(_LEVEL, str(accuracy_level))
     return options

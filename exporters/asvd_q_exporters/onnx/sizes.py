@@ -5,23 +5,27 @@ An exact count of nodes takes a trace, which lasts longer than everything else a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from asvd_q.artefact import ArtefactBytes
 from asvd_q.plan import FLOAT_BYTES, FloatType, LayerPlan, Plan
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q.sizes import expected_metadata
-from asvd_q_exporters.onnx.decoders import attention_form, example_past
+from asvd_q_exporters.onnx.decoders import AttentionForm, attention_form, example_past
 from asvd_q_exporters.onnx.genai import GENAI_FILE, expected_facts, genai_text
 from asvd_q_exporters.onnx.graph import quiet
 from asvd_q_exporters.onnx.nbits.layout import nbits_layout
-from asvd_q_exporters.onnx.nodes import CONTRIB, float_node
-from asvd_q_exporters.onnx.operators import OPERATORS
+from asvd_q_exporters.onnx.nodes import CONTRIB, NarrowType, float_node
+from asvd_q_exporters.onnx.operators import Operator, operators_of
 from asvd_q_exporters.onnx.save import DATA_FILE, MODEL_FILE, property_bytes, saved_bytes
 from asvd_q_exporters.onnx.skeleton import build_skeleton
 from asvd_q_exporters.onnx.write import CONFIG_FILE, config_text, properties
 
 if TYPE_CHECKING:
+    import onnx_ir
+    from torch import nn
+
     from asvd_q.models import SourceModel
     from asvd_q_exporters.onnx.exporter import OnnxOptions
 
@@ -45,14 +49,22 @@ _ATTRIBUTE = 10
 
 def artefact_bytes(plan: Plan, source: SourceModel, options: OnnxOptions) -> ArtefactBytes:
     """See `asvd_q.artefact.SizedExporter`."""
-    import onnx_ir
-
     dtype = TORCH_TYPES[options.dtype]
+    operators = operators_of(options.operators)
+    fused = options.operators == "contrib"
     with quiet():
-        skeleton = build_skeleton(plan, source, plan.same_factors(), dtype, options.accuracy_level)
+        skeleton = build_skeleton(
+            plan,
+            source,
+            plan.same_factors(),
+            dtype,
+            options.accuracy_level,
+            operators,
+            fused=fused,
+        )
     parameters = dict(skeleton.model.named_parameters())
     tensors = [
-        (name, onnx_ir.tensor_adapters.TorchTensor(parameter, name=name))
+        (name, _without_values(name, parameter, skeleton.origins[name].narrow_type))
         for name, parameter in parameters.items()
     ]
     inside, outside = saved_bytes(tensors, options.external_data)
@@ -61,10 +73,12 @@ def artefact_bytes(plan: Plan, source: SourceModel, options: OnnxOptions) -> Art
         property_bytes(key, value) for key, value in properties(metadata, skeleton.shared).items()
     )
     past = example_past(skeleton.model, dtype)
-    form = attention_form(skeleton.model, past)
+    form = attention_form(skeleton.model, past) if fused else AttentionForm()
     model += _GRAPH + _BLOCK[form.fused] * int(source.config.get_text_config().num_hidden_layers)
     model += sum(len(name) + 2 for name in parameters)
-    model += sum(_node_bytes(layer, options.dtype, options.accuracy_level) for layer in plan)
+    model += sum(
+        _node_bytes(layer, options.dtype, options.accuracy_level, operators) for layer in plan
+    )
     weights = {MODEL_FILE: model} | ({DATA_FILE: outside} if outside else {})
     others = {file.name: file.stat().st_size for file in source.companion_files()}
     others[CONFIG_FILE] = len(config_text(source).encode())
@@ -74,7 +88,22 @@ def artefact_bytes(plan: Plan, source: SourceModel, options: OnnxOptions) -> Art
     return ArtefactBytes(weights, others)
 
 
-def _node_bytes(layer: LayerPlan, dtype: FloatType, accuracy_level: int) -> int:
+def _without_values(
+    name: str, parameter: nn.Parameter, narrow: NarrowType | None
+) -> onnx_ir.TensorProtocol:
+    """An initializer with the type and shape that the file will have."""
+    import onnx_ir
+
+    found = onnx_ir.tensor_adapters.TorchTensor(parameter, name=name)
+    if narrow is None:
+        return found
+    dtype = onnx_ir.DataType[narrow.upper()]
+    return onnx_ir.LazyTensor(lambda: found, dtype, found.shape, name=name)
+
+
+def _node_bytes(
+    layer: LayerPlan, dtype: FloatType, accuracy_level: int, operators: Mapping[str, Operator]
+) -> int:
     """Of a layer's nodes, without the names of its weights."""
     total = 0
     if layer.role == "embedding":
@@ -88,9 +117,10 @@ def _node_bytes(layer: LayerPlan, dtype: FloatType, accuracy_level: int) -> int:
         node = (
             float_node(shape, dtype)
             if spec is None
-            else OPERATORS[spec.method].node(shape, spec, dtype, accuracy_level)
+            else operators[spec.method].node(shape, spec, dtype, accuracy_level)
         )
-        total += _NODE + sum(len(name) + _ATTRIBUTE for name, _ in node.attributes)
+        total += _NODE * (2 if node.dequantizes else 1)
+        total += sum(len(name) + _ATTRIBUTE for name, _ in node.attributes)
         total += len(CONTRIB) + 2 if node.domain else 0
         total += 2 * (_NODE + _ATTRIBUTE) if node.activations != dtype else 0  # two casts
     return total

@@ -16,6 +16,8 @@ from asvd_q.plan import LayerPlan, Plan, Slot
 from asvd_q_exporters.onnx.fused import fuse_norms
 from asvd_q_exporters.onnx.gather.place import place_embedding
 from asvd_q_exporters.onnx.layers import FloatLinear, TiedHead, stand_in
+from asvd_q_exporters.onnx.nodes import NarrowType
+from asvd_q_exporters.onnx.operators import Operator
 from asvd_q_exporters.onnx.placeholders import placeholder
 
 __all__ = ["Origin", "Skeleton", "build_skeleton"]
@@ -32,6 +34,7 @@ class Origin:
         layer: the stored layer, with `slot`; None for a tensor of the source model.
         tensor: name in the source model, when `layer` is None.
         transposed: whether the file holds the transpose of what is stored.
+        narrow_type: the initializer's type, where torch has none for it.
     """
 
     part: str = "tensor"
@@ -39,6 +42,7 @@ class Origin:
     slot: Slot | None = None
     tensor: str = ""
     transposed: bool = False
+    narrow_type: NarrowType | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def build_skeleton(
     same_factors: Mapping[str, str],
     dtype: torch.dtype,
     accuracy_level: int,
+    operators: Mapping[str, Operator],
     *,
     fused: bool = True,
 ) -> Skeleton:
@@ -70,6 +75,7 @@ def build_skeleton(
 
     Args:
         same_factors: corrected layer → the one whose B it shares.
+        operators: by quantization method.
         fused: norms too become operators of ONNX Runtime's own.
 
     Raises:
@@ -90,7 +96,7 @@ def build_skeleton(
                 for part in placed.parts:
                     origins[f"{layer.name}.{part}"] = Origin(part, layer, "weight")
         elif f"{layer.name}.weight" not in shared:
-            origins |= _place_layer(model, layer, dtype, accuracy_level)
+            origins |= _place_layer(model, layer, dtype, accuracy_level, operators)
     for name, first in same_factors.items():
         for parameter in _share_factor(model, name, first):
             shared[f"{name}.{parameter}"] = f"{first}.{parameter}"
@@ -159,7 +165,11 @@ def _same(source: SourceModel, one: str, other: str) -> bool:
 
 
 def _place_layer(
-    model: nn.Module, layer: LayerPlan, dtype: torch.dtype, accuracy_level: int
+    model: nn.Module,
+    layer: LayerPlan,
+    dtype: torch.dtype,
+    accuracy_level: int,
+    operators: Mapping[str, Operator],
 ) -> dict[str, Origin]:
     from transformers.pytorch_utils import Conv1D
 
@@ -172,7 +182,7 @@ def _place_layer(
             f"{layer.name}: the onnx format holds linear layers, and this is not one of the "
             f"model's ({type(module).__name__}); leave it out of the recipe's layers"
         )
-    replacement = stand_in(layer, module.bias is not None, dtype, accuracy_level)
+    replacement = stand_in(layer, module.bias is not None, dtype, accuracy_level, operators)
     model.set_submodule(layer.name, replacement)
     origins: dict[str, Origin] = {}
     for name, _ in replacement.named_parameters():
@@ -181,8 +191,12 @@ def _place_layer(
             origin = Origin(tensor=f"{layer.name}.bias")
         else:
             slot: Slot = next((s for s, factor in _FACTORS.items() if factor == matrix), "weight")
-            is_float = part == "weight"
-            origin = Origin("tensor" if is_float else part, layer, slot, transposed=is_float)
+            spec = layer.quantization[slot]
+            if spec is None:
+                origin = Origin("tensor", layer, slot, transposed=True)
+            else:
+                narrow = operators[spec.method].narrow_type(part, spec)
+                origin = Origin(part, layer, slot, narrow_type=narrow)
         origins[f"{layer.name}.{name}"] = origin
     return origins
 

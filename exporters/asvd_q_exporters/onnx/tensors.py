@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from asvd_q.errors import ExportError
 from asvd_q.plan import LayerPlan
 from asvd_q.store import Store, StoredLayer
 from asvd_q_exporters.onnx.gather.operator import embedding_tensor
-from asvd_q_exporters.onnx.operators import OPERATORS
+from asvd_q_exporters.onnx.operators import Operator
 from asvd_q_exporters.onnx.skeleton import Origin
 
 __all__ = ["TensorReader"]
@@ -20,15 +22,17 @@ class TensorReader:
 
     Args:
         dtype: of floating-point tensors in the file.
+        operators: by quantization method.
     """
 
-    def __init__(self, store: Store, dtype: torch.dtype) -> None:
+    def __init__(self, store: Store, dtype: torch.dtype, operators: Mapping[str, Operator]) -> None:
         self._store = store
+        self._operators = operators
         self._dtype = dtype
         self._recent: StoredLayer | None = None
 
     def read(self, name: str, origin: Origin) -> Tensor:
-        """One tensor, contiguous.
+        """One tensor, contiguous; of a narrow type, its bytes (n,).
 
         Raises:
             ExportError: values outside the range of the file's type, or what the operator cannot
@@ -55,7 +59,7 @@ class TensorReader:
         try:
             if layer.role == "embedding":
                 return embedding_tensor(layer, weight, origin.part, self._dtype)
-            return OPERATORS[spec.method].tensor(weight, origin.part, self._dtype)
+            return self._operators[spec.method].tensor(weight, origin.part, self._dtype)
         except ValueError as error:
             raise ExportError(f"{layer.name}: {error}") from error
 

@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from asvd_q.errors import ExportError
 from asvd_q.plan import FloatType
-from asvd_q_exporters.onnx.nodes import CONTRIB, MatrixNode, float_node
+from asvd_q_exporters.onnx.nodes import CONTRIB, MatrixNode, Part, float_node
 from asvd_q_exporters.onnx.session import PROVIDERS, session_options
 
 __all__ = ["node_seconds", "typical"]
@@ -86,7 +86,8 @@ def _chunks(nodes: Sequence[MatrixNode]) -> Iterator[list[MatrixNode]]:
 
 
 def _measure(nodes: Sequence[MatrixNode], dtype: FloatType, opset: int) -> list[float]:
-    durations = _profile(_model(nodes, dtype, opset))
+    level = next((node.session_level for node in nodes if node.session_level is not None), None)
+    durations = _profile(_model(nodes, dtype, opset), level)
     idle = typical(durations[_EMPTY])
     seconds: list[float] = []
     for index, node in enumerate(nodes):
@@ -98,10 +99,10 @@ def _measure(nodes: Sequence[MatrixNode], dtype: FloatType, opset: int) -> list[
     return seconds
 
 
-def _profile(model: onnx.ModelProto) -> dict[str, list[float]]:
+def _profile(model: onnx.ModelProto, accuracy_level: int | None) -> dict[str, list[float]]:
     """Microseconds of every pass that counts, by node."""
     with tempfile.TemporaryDirectory() as folder:
-        options = session_options()
+        options = session_options(accuracy_level)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(
@@ -171,18 +172,23 @@ class _Graph:
             entering, leaving, final = own, f"{name}.z", leaving
         parts = [f"{name}.{number}" for number in range(len(node.parts))]
         for part, initializer in zip(node.parts, parts, strict=True):
-            values = _values(part.shape, part.type, generator)
-            self.initializers.append(numpy_helper.from_array(values, initializer))
-        self.nodes.append(
-            helper.make_node(
-                node.operator,
-                [entering, *parts],
-                [leaving],
-                name=name,
-                domain=node.domain,
-                **dict(node.attributes),
+            self.initializers.append(_tensor(initializer, part, generator))
+        attributes = dict(node.attributes)
+        if node.dequantizes:
+            matrix = f"{name}.w"
+            self.nodes.append(helper.make_node(node.operator, parts, [matrix], **attributes))
+            self.nodes.append(helper.make_node("MatMul", [entering, matrix], [leaving], name=name))
+        else:
+            self.nodes.append(
+                helper.make_node(
+                    node.operator,
+                    [entering, *parts],
+                    [leaving],
+                    name=name,
+                    domain=node.domain,
+                    **attributes,
+                )
             )
-        )
         if cast:
             self._cast(f"{name}/{_CASTS[1]}", leaving, final, self._dtype)
 
@@ -209,10 +215,12 @@ class _Graph:
         return helper.make_tensor_value_info(name, _TYPES[self._dtype], (1, 1, width))
 
 
-def _values(shape: tuple[int, ...], type: str, generator: np.random.Generator) -> NDArray[Any]:
+def _tensor(name: str, part: Part, generator: np.random.Generator) -> onnx.TensorProto:
     """Any codes, and floats of the size of scales: none that is denormal."""
-    if type == "uint8":
-        return generator.integers(0, 256, shape, dtype=np.uint8)
-    values: NDArray[Any] = generator.random(shape, dtype=np.float32) * np.float32(0.01)
-    values += np.float32(0.01)
-    return values.astype(type)
+    if part.type in ("float32", "float16"):
+        values: NDArray[Any] = generator.random(part.shape, dtype=np.float32) * np.float32(0.01)
+        values += np.float32(0.01)
+        return numpy_helper.from_array(values.astype(part.type), name)
+    codes = generator.integers(0, 256, part.nbytes, dtype=np.uint8)
+    dtype = TensorProto.DataType.Value(part.type.upper())
+    return onnx.TensorProto(name=name, dims=part.shape, data_type=dtype, raw_data=codes.tobytes())

@@ -23,6 +23,7 @@ from asvd_q.records import ArtefactMetadata, LayerRecord
 from asvd_q_exporters.onnx.bnb4 import unpack as bnb4
 from asvd_q_exporters.onnx.gather import unpack as gather
 from asvd_q_exporters.onnx.nbits import unpack as nbits
+from asvd_q_exporters.onnx.qdq import unpack as qdq
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,11 +37,9 @@ Shape = tuple[int, int]
 READERS: Mapping[str, Callable[..., NDArray[np.float32]]] = {
     "MatMulNBits": nbits.dequantize,
     "MatMulBnb4": bnb4.dequantize,
+    "DequantizeLinear": qdq.dequantize,
 }
-"""By operator: its attributes, then its inputs after the activations, to float32 (out, in)."""
-
-_PARTS = 3
-"""Inputs that hold a matrix, at most: codes, scales, zero points."""
+"""By operator: its attributes, then its initializers, to float32 (out, in)."""
 
 
 def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
@@ -60,11 +59,11 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
         ) from error
     properties = {entry.key: entry.value for entry in model.metadata_props}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    nodes = {
-        node.input[1].rpartition(".")[0]: node
-        for node in model.graph.node
-        if node.op_type in READERS
-    }
+    nodes: dict[str, onnx.NodeProto] = {}
+    for node in model.graph.node:
+        if node.op_type in READERS:
+            codes = next((name for name in node.input if name in tensors), "")
+            nodes[codes.rpartition(".")[0]] = node
     lookups = {
         node.input[2].rpartition(".")[0]: node
         for node in model.graph.node
@@ -106,12 +105,12 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
         attributes = {entry.name: entry.i for entry in node.attribute}
         try:
             if node.op_type in READERS:
-                names = node.input[1 : _PARTS + 1]  # a bias may follow
-                found = READERS[node.op_type](attributes, *(array(name) for name in names if name))
-                return found.reshape(shape)
+                names = [name for name in node.input if name in tensors]
+                parts = [array(name) for name in names if not name.endswith(".bias")]
+                return READERS[node.op_type](attributes, *parts).reshape(shape)
             data = reshaped.get(node.input[0], node.input[0])
-            parts = map(array, (data, *node.input[2:]))
-            return gather.dequantize_rows(attributes, shape, *parts)
+            rest = map(array, (data, *node.input[2:]))
+            return gather.dequantize_rows(attributes, shape, *rest)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtefactError(f"{path}: {prefix} does not fit its own node") from error
 

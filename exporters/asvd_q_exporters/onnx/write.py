@@ -17,6 +17,7 @@ from asvd_q.quantization import TORCH_TYPES
 from asvd_q.store import Store
 from asvd_q_exporters.onnx.genai import GENAI_FILE, genai_text, graph_facts
 from asvd_q_exporters.onnx.graph import Traced, quiet, trace
+from asvd_q_exporters.onnx.operators import operators_of
 from asvd_q_exporters.onnx.save import save
 from asvd_q_exporters.onnx.sharing import same_factors
 from asvd_q_exporters.onnx.skeleton import Skeleton, build_skeleton
@@ -67,6 +68,8 @@ def write_artefact(store: Store, folder: Path, options: OnnxOptions) -> None:
 def build_model(store: Store, options: OnnxOptions) -> Traced:
     """The graph with lazy weights: each is read from the store when its bytes are asked for."""
     dtype = TORCH_TYPES[options.dtype]
+    operators = operators_of(options.operators)
+    fused = options.operators == "contrib"
     with quiet():
         skeleton = build_skeleton(
             store.finished_plan,
@@ -74,9 +77,11 @@ def build_model(store: Store, options: OnnxOptions) -> Traced:
             same_factors(store),
             dtype,
             options.accuracy_level,
+            operators,
+            fused=fused,
         )
-        traced = trace(skeleton.model, dtype, options.opset, skeleton.shared, fused=True)
-    _fill(traced, skeleton, TensorReader(store, dtype))
+        traced = trace(skeleton.model, dtype, options.opset, skeleton.shared, fused=fused)
+    _fill(traced, skeleton, TensorReader(store, dtype, operators))
     metadata = store.metadata("onnx", options.model_dump())
     traced.model.metadata_props.update(properties(metadata, skeleton.shared, traced))
     return traced
@@ -107,9 +112,14 @@ def _fill(traced: Traced, skeleton: Skeleton, reader: TensorReader) -> None:
 
     held = {name: one for merged in traced.merged for name, one in merged.tensors.items()}
 
-    def evaluate(name: str, parts: Sequence[str], axis: int) -> onnx_ir.Tensor:
+    def evaluate(
+        name: str, parts: Sequence[str], axis: int, value: onnx_ir.Value
+    ) -> onnx_ir.TensorProtocol:
         tensors = [reader.read(part, skeleton.origins[part]).numpy() for part in parts]
-        return onnx_ir.Tensor(np.concatenate(tensors, axis), name=name)
+        values = np.concatenate(tensors, axis)
+        if skeleton.origins[parts[0]].narrow_type is None:
+            return onnx_ir.Tensor(values, name=name)
+        return onnx_ir.PackedTensor(values, value.dtype, shape=value.shape, name=name)
 
     for name, value in traced.model.graph.initializers.items():
         if value.const_value is not None:
@@ -117,6 +127,9 @@ def _fill(traced: Traced, skeleton: Skeleton, reader: TensorReader) -> None:
         parts, axis = held.get(name, ((name,), 0))
         if not skeleton.origins.keys() >= set(parts):
             raise ExportError(f"{name}: nothing in the store or the source stands behind it")
+        narrow = skeleton.origins[parts[0]].narrow_type
+        if narrow is not None:
+            value.dtype = onnx_ir.DataType[narrow.upper()]
         value.const_value = onnx_ir.LazyTensor(
-            partial(evaluate, name, parts, axis), value.dtype, value.shape, name=name
+            partial(evaluate, name, parts, axis, value), value.dtype, value.shape, name=name
         )

@@ -1,4 +1,5 @@
-"""Exports that most tests share: all kinds of codes, floats and a tied head, NF4 in odd shapes."""
+"""Exports that most tests share: all kinds of codes, floats and a tied head, NF4 in odd shapes,
+and codes in standard operators."""
 
 from __future__ import annotations
 
@@ -34,6 +35,13 @@ KINDS: dict[str, Choice] = {
     "1.up_proj": (40, QuantSpec(bits=2, group_size=32)),
     "1.down_proj": (40, QuantSpec(bits=7, group_size=-1, symmetric=False)),
 }
+
+STANDARD_KINDS = KINDS | {
+    "0.v_proj": (32, QuantSpec(bits=4, group_size=16, symmetric=False)),
+    "0.up_proj": (40, QuantSpec(bits=5, group_size=-1, symmetric=False)),
+    "1.up_proj": (48, QuantSpec(bits=2, group_size=32)),  # of which 48 columns have one and a half
+}
+"""Without groups that leave a short block at the end of a row."""
 
 NF4_KINDS: dict[str, Choice] = {
     # attention, in = 36, out = 36 or 18
@@ -91,6 +99,20 @@ def mixed(mixed_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Expor
     """Every kind of matrix, biases, an untied head; computed in float32."""
     folder = tmp_path_factory.mktemp("mixed_onnx") / "onnx"
     return export(mixed_store, folder, OnnxOptions(accuracy_level=0))
+
+
+@pytest.fixture(scope="session")
+def standard_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("standard")
+    source = SourceModel.open(str(tiny_llama(folder / "model", attention_bias=True)))
+    return hand_made_store(folder / "store", source, choose(STANDARD_KINDS))
+
+
+@pytest.fixture(scope="session")
+def standard(standard_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Every kind of integer codes in standard operators; computed in float32."""
+    folder = tmp_path_factory.mktemp("standard_onnx") / "onnx"
+    return export(standard_store, folder, OnnxOptions(operators="standard", accuracy_level=0))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 
 import onnx
-from onnx import numpy_helper
 
 __all__ = ["matrix_bytes"]
 
@@ -18,7 +17,7 @@ def matrix_bytes(model: onnx.ModelProto) -> dict[str, int]:
     sizes: Counter[str] = Counter()
     for tensor in model.graph.initializer:
         name, _, part = tensor.name.rpartition(".")
-        nbytes = numpy_helper.to_array(tensor).nbytes
+        nbytes = len(tensor.raw_data)
         if part == "bias":
             continue
         members = merged.get(name, {name: [0, 1]})

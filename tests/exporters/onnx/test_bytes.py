@@ -18,7 +18,7 @@ from tests.exporters.onnx.conftest import Export, export
 from tests.exporters.onnx.held import matrix_bytes
 
 
-@pytest.mark.parametrize("name", ["mixed", "tied", "nf4_export"])
+@pytest.mark.parametrize("name", ["mixed", "tied", "nf4_export", "standard"])
 def test_the_unpacker_recovers_every_stored_matrix(
     name: str, request: pytest.FixtureRequest
 ) -> None:
@@ -32,7 +32,7 @@ def test_the_unpacker_recovers_every_stored_matrix(
             assert torch.equal(matrices[slot], weight.dequantize()), (layer.record.name, slot)
 
 
-@pytest.mark.parametrize("name", ["mixed", "tied", "nf4_export"])
+@pytest.mark.parametrize("name", ["mixed", "tied", "nf4_export", "standard"])
 def test_stored_bytes_are_those_of_the_initializers(
     name: str, request: pytest.FixtureRequest
 ) -> None:
@@ -47,8 +47,10 @@ def test_stored_bytes_are_those_of_the_initializers(
         assert made.exporter.stored_bytes(record.as_plan()) == sum(own.values()), own
 
 
-def test_no_weight_is_transposed_in_the_graph(mixed: Export, tied: Export) -> None:
-    for made in (mixed, tied):
+def test_no_weight_is_transposed_in_the_graph(
+    mixed: Export, tied: Export, standard: Export
+) -> None:
+    for made in (mixed, tied, standard):
         graph = onnx.load(made.folder / "model.onnx").graph
         weights = {tensor.name for tensor in graph.initializer}
         for node in graph.node:
@@ -73,7 +75,7 @@ def test_symmetric_codes_carry_no_zero_points(mixed: Export) -> None:
     assert "model.layers.0.self_attn.v_proj.ALinear.zero_points" in names
 
 
-@pytest.mark.parametrize("name", ["mixed", "tied", "nf4_export"])
+@pytest.mark.parametrize("name", ["mixed", "tied", "nf4_export", "standard"])
 def test_the_checker_accepts_the_model(name: str, request: pytest.FixtureRequest) -> None:
     made: Export = request.getfixturevalue(name)
     onnx.checker.check_model(str(made.folder / "model.onnx"))

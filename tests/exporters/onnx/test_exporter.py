@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Literal, cast
+from typing import Literal
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from asvd_q.plan import LayerPlan, Plan, QuantSpec
 from asvd_q.quantization import QuantizedWeight
 from asvd_q.store import Store, StoredLayer
 from asvd_q_exporters.onnx import OnnxExporter, OnnxOptions
-from asvd_q_exporters.onnx.operators import OPERATORS, Operator
+from asvd_q_exporters.onnx.operators import operators_of
 from tests.exporters.onnx.conftest import Export
 
 
@@ -35,11 +35,11 @@ def test_a_group_that_no_block_has_is_refused() -> None:
     assert OnnxExporter().can_express(plan(QuantSpec(group_size=100))) == []  # a single group
 
 
-def test_a_method_without_an_operator_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(cast(dict[str, Operator], OPERATORS), "nf4")
-    (refusal,) = OnnxExporter().can_express(plan(QuantSpec(method="nf4")))
+def test_a_method_without_an_operator_is_refused() -> None:
+    exporter = OnnxExporter(OnnxOptions(operators="standard"))
+    (refusal,) = exporter.can_express(plan(QuantSpec(method="nf4")))
     assert "nf4" in refusal.reason
-    assert "rtn or gptq" in refusal.instead
+    assert refusal.instead == "quantize it with rtn or gptq, or set operators: contrib"
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -161,13 +161,20 @@ def test_an_outlier_beyond_float16_is_named(tied: Export) -> None:
         source = Source()
 
     with pytest.raises(ExportError, match=r"embed\.weight.*float16.*float32"):
-        TensorReader(Huge(), torch.float16).read("embed.weight", Origin(tensor="x"))  # type: ignore[arg-type]
+        TensorReader(Huge(), torch.float16, {}).read("embed.weight", Origin(tensor="x"))  # type: ignore[arg-type]
 
 
 def test_the_traced_model_holds_no_weights(mixed_store: Store) -> None:
     from asvd_q_exporters.onnx.skeleton import build_skeleton
 
-    skeleton = build_skeleton(mixed_store.finished_plan, mixed_store.source, {}, torch.float32, 0)
+    skeleton = build_skeleton(
+        mixed_store.finished_plan,
+        mixed_store.source,
+        {},
+        torch.float32,
+        0,
+        operators_of("contrib"),
+    )
     assert skeleton.origins.keys() == dict(skeleton.model.named_parameters()).keys()
     for name, parameter in skeleton.model.named_parameters():
         assert parameter.untyped_storage().nbytes() <= 4, name

@@ -18,7 +18,7 @@ from tests.quantization.nf4_reference import nf4
 from tests.support import WREN, SourceModel, hand_made_store
 
 
-@pytest.mark.parametrize("name", ["mixed", "tied", "nf4_export"])
+@pytest.mark.parametrize("name", ["mixed", "tied", "nf4_export", "standard"])
 def test_prefill_and_cached_steps_give_the_reference_logits(
     name: str, request: pytest.FixtureRequest
 ) -> None:

@@ -18,7 +18,7 @@ from tests.exporters.sizes import assert_sizes
 from tests.support import tiny_recipe
 
 
-@pytest.mark.parametrize("name", ["mixed", "tied", "nf4_export"])
+@pytest.mark.parametrize("name", ["mixed", "tied", "nf4_export", "standard"])
 def test_predicted_files_are_those_on_disk(name: str, request: pytest.FixtureRequest) -> None:
     made: Export = request.getfixturevalue(name)
     assert_sizes(made.exporter, made.store, made.folder)

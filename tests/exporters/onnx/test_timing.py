@@ -29,7 +29,7 @@ _KINDS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mixed", "nf4_export"])
+@pytest.mark.parametrize("name", ["mixed", "nf4_export", "standard"])
 def test_nodes_are_those_of_the_exported_graph(name: str, request: pytest.FixtureRequest) -> None:
     """Operator, attributes, and the shape and type of every initializer."""
     made: Export = request.getfixturevalue(name)
@@ -121,7 +121,7 @@ def test_the_profile_of_idle_nodes_is_taken_off(monkeypatch: pytest.MonkeyPatch)
         "2": [10.0] * 15,
         "2/in": [7.0] * 15,
     }
-    monkeypatch.setattr(timing, "_profile", lambda model: profile)
+    monkeypatch.setattr(timing, "_profile", lambda model, level: profile)
     nodes = [float_node((8, 64), "float32")] * 3
     found = node_seconds(nodes, "float32", 21)
     assert found == pytest.approx([10e-6, 1e-7, 5e-6])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from asvd_q.artefact import Refusal
 from asvd_q_exporters.onnx.bnb4.layout import BLOCK_SIZES, bnb4_layout
-from asvd_q_exporters.onnx.nodes import CONTRIB, MatrixNode, Part
+from asvd_q_exporters.onnx.nodes import CONTRIB, MatrixNode, NarrowType, Part
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +71,10 @@ class MatMulBnb4:
         parts = (Part(layout.packed_shape, "uint8"), Part(layout.absmax_shape, "float32"))
         attributes = tuple(layout.attributes.items())
         return MatrixNode(*shape, "MatMulBnb4", CONTRIB, attributes, parts, "float32")
+
+    def narrow_type(self, part: str, spec: QuantSpec) -> NarrowType | None:
+        """None: codes are packed into bytes, and their type is one of 8 bits."""
+        return None
 
     def tensor(self, weight: StoredWeight, part: str, dtype: torch.dtype) -> Tensor:
         from asvd_q_exporters.onnx.bnb4.pack import bnb4_tensor

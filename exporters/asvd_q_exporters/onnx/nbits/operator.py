@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from asvd_q.artefact import Refusal
 from asvd_q.plan import FLOAT_BYTES
 from asvd_q_exporters.onnx.nbits.layout import BLOCK_SIZES, nbits_layout
-from asvd_q_exporters.onnx.nodes import CONTRIB, MatrixNode, Part
+from asvd_q_exporters.onnx.nodes import CONTRIB, MatrixNode, NarrowType, Part
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +55,10 @@ class MatMulNBits:
             parts.append(Part(layout.zero_points_shape, "uint8"))
         attributes = tuple(layout.attributes(accuracy_level).items())
         return MatrixNode(*shape, "MatMulNBits", CONTRIB, attributes, tuple(parts), dtype)
+
+    def narrow_type(self, part: str, spec: QuantSpec) -> NarrowType | None:
+        """None: codes are packed into bytes, and their type is one of 8 bits."""
+        return None
 
     def tensor(self, weight: StoredWeight, part: str, dtype: torch.dtype) -> Tensor:
         from asvd_q_exporters.onnx.nbits.pack import nbits_tensor
