@@ -135,13 +135,18 @@ def test_floats_that_codes_stand_for(model: str, tied: bool, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("onnx", {"accuracy_level": 1}), ("compressed-tensors", {})]
+    ("name", "options", "spec"),
+    [
+        ("onnx", {"accuracy_level": 1}, INT4),
+        ("compressed-tensors", {}, INT4),
+        ("bitsandbytes", {}, NF4),
+    ],
 )
 def test_an_untied_head_in_codes_of_a_format_that_holds_it(
-    name: str, options: dict[str, Any], tmp_path: Path
+    name: str, options: dict[str, Any], spec: QuantSpec, tmp_path: Path
 ) -> None:
     source = family(tmp_path / "model", "LlamaForCausalLM", tie_word_embeddings=False, **LLAMA)
-    store = store_of(tmp_path / "store", source, lambda layer: (None, {"weight": INT4}))
+    store = store_of(tmp_path / "store", source, lambda layer: (None, {"weight": spec}))
     assert store.plan.layers[-1].name == "lm_head"
     made = exporter(name, **options)
     assert made.can_express(store.plan) == []
