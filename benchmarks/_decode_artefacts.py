@@ -16,7 +16,7 @@ from asvd_q.models import SourceModel
 from asvd_q.preparation import prepare
 from asvd_q.progress import silent
 from asvd_q.recipe import Recipe
-from asvd_q_exporters.onnx import OnnxExporter
+from asvd_q_exporters.onnx import OnnxExporter, OnnxOptions
 from benchmarks._decode_driver import Decoder, GraphFacts, OrtDecoder
 from benchmarks._decode_graph import graph_facts
 from benchmarks._decode_models import Llama, model_folder
@@ -27,6 +27,9 @@ from benchmarks._decode_variants import Variant
 __all__ = ["Artefact", "Workshop"]
 
 _GRAPH, _KEY = "model.onnx", "made_from.json"
+
+_OPTIONS = OnnxOptions(external_data=True)
+"""Weights outside the graph, as GenAI's builder has them, for small models too."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class Workshop:
             print(f"making {folder}", flush=True)
             store = make_store(prepared, place, None, silent)
             with atomic_folder(folder) as partial:
-                OnnxExporter().write(store, partial)
+                OnnxExporter(_OPTIONS).write(store, partial)
         return folder, prepared.plan.kept_ratio
 
     def _peer(self, source: Path, place: Path) -> Path:

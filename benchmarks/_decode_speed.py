@@ -11,6 +11,10 @@ from benchmarks._decode_driver import Decoder, Ids
 
 __all__ = ["Times", "alternate", "ratio"]
 
+_REST = 0.05
+"""Seconds between two decoders: threads of the one before keep a core busy while they wait for
+work."""
+
 _MOST = 10
 """Times as many rounds as asked for, at most, where there are seconds left."""
 
@@ -52,6 +56,7 @@ def alternate(
     start, done = time.monotonic(), 0
     while done <= rounds or (time.monotonic() - start < seconds and done <= _MOST * rounds):
         for name in names:
+            time.sleep(_REST)
             times = _once(decoders[name], ids, tokens)
             if done:
                 found[name].prefill.append(times[0])
