@@ -42,6 +42,23 @@ class Buffers:
             copies.append(onnxruntime.OrtValue.ortvalue_from_numpy(array))
         return cls(copies, capacity, length)
 
+    def row(self, index: int, length: int, room: int) -> Buffers:
+        """A copy of one sequence, as `holding` copies all."""
+        rows = [
+            onnxruntime.OrtValue.ortvalue_from_numpy(value.numpy()[index : index + 1].copy())
+            for value in self.values
+        ]
+        return Buffers.holding(rows, length, room)
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Buffers]) -> Buffers:
+        """Sequences of the same length and capacity as one batch."""
+        values = [
+            onnxruntime.OrtValue.ortvalue_from_numpy(np.concatenate([one.numpy() for one in same]))
+            for same in zip(*(row.values for row in rows), strict=True)
+        ]
+        return cls(values, rows[0].capacity, rows[0].written)
+
 
 @dataclass(frozen=True)
 class SharedPast:
@@ -56,6 +73,19 @@ class SharedPast:
         if buffers.written == self.length and buffers.capacity >= self.length + tokens:
             return self
         return SharedPast(Buffers.holding(buffers.values, self.length, tokens), self.length)
+
+    def rows(self, tokens: int) -> list[SharedPast]:
+        """Every sequence by itself, with room for so many tokens."""
+        batch = self.buffers.values[0].shape()[0]
+        return [
+            SharedPast(self.buffers.row(index, self.length, tokens), self.length)
+            for index in range(batch)
+        ]
+
+    @staticmethod
+    def of_rows(rows: Sequence[SharedPast]) -> SharedPast:
+        """Sequences of the same length as one batch."""
+        return SharedPast(Buffers.of_rows([row.buffers for row in rows]), rows[0].length)
 
     def extended(self, tokens: int) -> SharedPast:
         """After so many tokens were written behind it."""

@@ -132,7 +132,7 @@ def attention_form(model: Any, past: Past) -> AttentionForm:
                 Decoder(attention.model, attention)(*inputs)
         except Exception:  # a model fails in ways of its own where it gets no masks
             continue
-        return AttentionForm(fused=True, rotary=rotary, reads_positions=reads.found)
+        return AttentionForm(fused=True, rotary=attention.rotated, reads_positions=reads.found)
     return AttentionForm()
 
 

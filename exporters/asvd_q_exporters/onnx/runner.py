@@ -69,13 +69,14 @@ class OnnxRunner:
             return self._first(input_ids, attention_mask)
         if batch == 1 or tokens == 1 or not isinstance(cache, SharedPast):
             return self._next(input_ids, attention_mask, cache)
-        # The operator takes several tokens behind others of one sequence only.
-        logits = []
-        for index in range(tokens):
-            seen = attention_mask[:, : length + index + 1]
-            found, cache = self._next(input_ids[:, index : index + 1], seen, cache)
-            logits.append(found)
-        return torch.cat(logits, dim=1), cache
+        # The operator takes several tokens behind others of one sequence only. One token after
+        # the other would not do: longrope turns all new ones by the angles of the whole length.
+        found = [
+            self._next(input_ids[index : index + 1], attention_mask[index : index + 1], row)
+            for index, row in enumerate(cache.rows(tokens))
+        ]
+        logits, rows = zip(*found, strict=True)
+        return torch.cat(logits), SharedPast.of_rows(rows)
 
     def score(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """See `asvd_q.artefact.Runner.score`."""

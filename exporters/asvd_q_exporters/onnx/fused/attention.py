@@ -22,6 +22,7 @@ from asvd_q_exporters.onnx.fused.mask import lengths
 from asvd_q_exporters.onnx.fused.rotary import (
     FUNCTION,
     RotaryTables,
+    fits_operator,
     rotary_modules,
     rotation_files,
     rotation_kind,
@@ -78,6 +79,9 @@ class FusedAttention:
     Args:
         model: whose attention functions are replaced.
         rotary: leave the rotation of queries and keys to the operator.
+
+    Attributes:
+        rotated: there was one to leave.
     """
 
     def __init__(self, model: Any, *, rotary: bool) -> None:
@@ -86,6 +90,7 @@ class FusedAttention:
         self._positions = int(getattr(config, "max_position_embeddings", 0))
         self.rotary = rotary
         self._tables = RotaryTables(self._positions)
+        self.rotated = False
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -144,11 +149,15 @@ class FusedAttention:
             stack.enter_context(mock.patch.object(module, "forward", forward))
 
     def _rotation(self, function: Any) -> Any:
-        kind = rotation_kind(function)
+        whole, part = rotation_kind(function), rotation_kind(function, part=True)
 
         def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *rest: Any) -> Any:
             if rest:
                 raise NotFusedError("it rotates queries in a way of its own")
+            width, rotated = int(query.shape[-1]), int(cos.shape[-1])
+            if not fits_operator(width, rotated):
+                raise NotFusedError("it rotates a part of its heads that the operator does not")
+            kind = whole if rotated == width else part
             table = None if kind is None else self._tables.table(cos, sin, kind)
             if kind is None or table is None:
                 raise NotFusedError("its rotary embedding fits no table")
@@ -190,6 +199,7 @@ class FusedAttention:
         if value.shape != key.shape or key.shape[3] != width or width % _WIDTH_MULTIPLE:
             raise NotFusedError("its heads have widths that the operator does not take")
         rotation = rotations[0]
+        self.rotated = self.rotated or rotation is not None
         tables = (None, None) if rotation is None else (rotation.cos, rotation.sin)
         attributes: dict[str, Any] = {
             "num_heads": heads,

@@ -19,6 +19,7 @@ __all__ = [
     "FUNCTION",
     "RotaryTables",
     "RotationKind",
+    "fits_operator",
     "rotary_modules",
     "rotation_files",
     "rotation_kind",
@@ -31,6 +32,9 @@ _DEPENDS_ON_LENGTH = {"dynamic", "longrope"}
 """Kinds of frequencies that change with the number of tokens: they fit no table."""
 
 _ROWS, _WIDTH = 7, 8
+_TABLE_MULTIPLE = 8
+"""Of the width of a table, that the runtime's kernel wants; heads are twice as wide or more."""
+
 _TOLERANCE = 1e-5
 
 
@@ -55,18 +59,23 @@ class RotationKind:
     alternating: bool
 
 
-def rotation_kind(function: Callable[..., Any]) -> RotationKind | None:
-    """How a function rotates queries and keys, where it does what the operator does."""
+def rotation_kind(function: Callable[..., Any], *, part: bool = False) -> RotationKind | None:
+    """How a function rotates queries and keys, where it does what the operator does.
+
+    Args:
+        part: it is given cosines and sines for the first numbers of a head; the others stay.
+    """
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn((1, heads, _ROWS, _WIDTH), generator=generator) for heads in (2, 1))
-    angles = torch.rand((1, _ROWS, _WIDTH // 2), generator=generator)
+    rotated = _WIDTH // 2 if part else _WIDTH
+    angles = torch.rand((1, _ROWS, rotated // 2), generator=generator)
     for interleaved, alternating in product((False, True), repeat=2):
         cos, sin = (_twice(part, alternating) for part in (angles.cos(), angles.sin()))
         try:
             rotated = function(query, key, cos, sin)
         except (TypeError, RuntimeError, ValueError, IndexError, AttributeError):
             return None
-        wanted = [_rotate(part, angles, interleaved) for part in (query, key)]
+        wanted = [_rotate(states, angles, interleaved) for states in (query, key)]
         if all(
             one.shape == other.shape and torch.allclose(one, other, atol=_TOLERANCE)
             for one, other in zip(rotated, wanted, strict=True)
@@ -84,23 +93,35 @@ def _twice(angles: Tensor, alternating: bool) -> Tensor:
 def _rotate(states: Tensor, angles: Tensor, interleaved: bool) -> Tensor:
     """As the operator's specification has it: (x₁, x₂) ↦ (x₁ cos − x₂ sin, x₂ cos + x₁ sin)."""
     cos, sin = angles.cos(), angles.sin()
-    half = states.shape[-1] // 2
+    half = angles.shape[-1]
+    states, kept = states[..., : 2 * half], states[..., 2 * half :]
     if interleaved:
         first, second = states[..., 0::2], states[..., 1::2]
     else:
         first, second = states[..., :half], states[..., half:]
     parts = (first * cos - second * sin, second * cos + first * sin)
     if interleaved:
-        return torch.stack(parts, dim=-1).flatten(-2)
-    return torch.cat(parts, dim=-1)
+        return torch.cat((torch.stack(parts, dim=-1).flatten(-2), kept), dim=-1)
+    return torch.cat((*parts, kept), dim=-1)
 
 
 def rotary_modules(model: nn.Module) -> list[nn.Module] | None:
     """Modules that make cosines and sines from positions; None where those fit no table."""
     found = [part for part in model.modules() if type(part).__name__.endswith("RotaryEmbedding")]
-    kinds = (getattr(module, "rope_type", "default") for module in found)
+    kinds = [kind for module in found for kind in _kinds(module)]
     tabled = all(isinstance(kind, str) and kind not in _DEPENDS_ON_LENGTH for kind in kinds)
     return found if tabled else None
+
+
+def _kinds(module: nn.Module) -> list[object]:
+    """Of a module's frequencies: some have one by type of layer."""
+    kind = getattr(module, "rope_type", "default")
+    return list(kind.values()) if isinstance(kind, dict) else [kind]
+
+
+def fits_operator(width: int, rotated: int) -> bool:
+    """Whether the runtime rotates so many numbers of a head that wide."""
+    return rotated % (2 * _TABLE_MULTIPLE) == 0 and width % (2 * _TABLE_MULTIPLE) == 0
 
 
 class RotaryTables:
