@@ -13,6 +13,9 @@ __all__ = ["assert_sizes"]
 
 WITHIN = 0.01
 
+NODES = 4096
+"""Bytes by which the nodes of an ONNX graph may differ from what was estimated."""
+
 
 def assert_sizes(exporter: Exporter, store: Store, folder: Path, plan: Plan | None = None) -> None:
     """Every file is there and foreseen, all but an ONNX model and the metadata to the byte.
@@ -37,5 +40,7 @@ def assert_sizes(exporter: Exporter, store: Store, folder: Path, plan: Plan | No
     measured, found = measured_footprint(folder, predicted), footprint(predicted)
     assert measured.folder == sum(real.values())
     assert measured.weights == sum(real[name] for name in predicted.weights)
-    assert abs(found.folder - measured.folder) <= WITHIN * measured.folder
+    estimated = any(name.endswith(".onnx") for name in predicted.weights)
+    slack = max(WITHIN * measured.folder, NODES if estimated else 0)
+    assert abs(found.folder - measured.folder) <= slack
     assert abs(found.weights - measured.weights) <= WITHIN * measured.weights
