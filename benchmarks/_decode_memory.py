@@ -1,9 +1,8 @@
 """How much memory a model takes while it decodes, in a process of its own.
 
-    python -m benchmarks._decode_memory FOLDER THREADS FACTS|torch
+    python -m benchmarks._decode_memory FOLDER THREADS FACTS|torch TOKENS
 
-prints, in bytes, the largest resident set over loading, a prompt of 128 tokens and 16 tokens after
-it, less what was resident when all was imported. Facts of the graph are given as JSON: to read
+prints, in bytes, the largest resident set over loading, a prompt of so many tokens and 16 after it, less what was resident when all was imported. Facts of the graph are given as JSON: to read
 them here would count what reading takes.
 """
 
@@ -27,22 +26,24 @@ __all__ = ["PROMPT", "peak_memory_bytes"]
 PROMPT, _TOKENS = 128, 16
 
 
-def peak_memory_bytes(artefact: Artefact, threads: int) -> int:
-    """Of an artefact in ONNX Runtime or torch.
+def peak_memory_bytes(artefact: Artefact, threads: int, tokens: int) -> int:
+    """Of an artefact in ONNX Runtime or torch, over a prompt of so many tokens.
 
     Raises:
         RuntimeError: with the last line of what the process said.
     """
     facts = "torch" if artefact.facts is None else json.dumps(asdict(artefact.facts))
     command = [sys.executable, "-m", "benchmarks._decode_memory", str(artefact.folder)]
-    ended = subprocess.run([*command, str(threads), facts], capture_output=True, text=True)
+    ended = subprocess.run(
+        [*command, str(threads), facts, str(tokens)], capture_output=True, text=True
+    )
     lines = (ended.stdout if ended.returncode == 0 else ended.stderr).strip().splitlines()
     if ended.returncode != 0:
         raise RuntimeError(f"{artefact.folder} cannot be measured: {lines[-1] if lines else ''}")
     return int(lines[-1])
 
 
-def _measured(folder: Path, threads: int, facts: str) -> int:
+def _measured(folder: Path, threads: int, facts: str, tokens: int) -> int:
     decoder: Decoder
     if facts == "torch":
         from transformers import AutoModelForCausalLM
@@ -56,9 +57,9 @@ def _measured(folder: Path, threads: int, facts: str) -> int:
         parsed = GraphFacts(**json.loads(facts))
         before = memory()["now"]
         decoder = OrtDecoder(folder / "model.onnx", facts=parsed, threads=threads)
-    greedy(decoder, prompt(decoder.vocabulary, 1, PROMPT), _TOKENS)
+    greedy(decoder, prompt(decoder.vocabulary, 1, tokens), _TOKENS)
     return memory()["peak"] - before
 
 
 if __name__ == "__main__":
-    print(_measured(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
+    print(_measured(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])))

@@ -42,7 +42,7 @@ def speed(
         made = {key: artefact for key, artefact in made.items() if artefact.runs_in_genai}
     times = _times(made, options, batch=1, context=PROMPT)
     return [
-        _point(artefact, times, made, peak_memory_bytes(artefact, options.threads))
+        _point(artefact, times, made, peak_memory_bytes(artefact, options.threads, PROMPT))
         for artefact in made.values()
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -54,15 +55,25 @@ class OnnxRunner:
         inputs = self.session.get_inputs()
         properties = self.session.get_modelmeta().custom_metadata_map
         self._in_place = properties.get("asvd_q.buffers") == "shared"
+        self._longest = int(properties.get("asvd_q.positions", sys.maxsize))
         self._past = [one for one in inputs if one.name.startswith(_PAST)]
         self._has_positions = any(one.name == _POSITIONS for one in inputs)
 
     def forward(
         self, input_ids: Tensor, cache: Any = None, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Any]:
-        """See `asvd_q.artefact.Runner.forward`."""
+        """See `asvd_q.artefact.Runner.forward`.
+
+        Raises:
+            ArtefactError: more tokens than the graph has positions for.
+        """
         batch, tokens = input_ids.shape
         length = _length(cache)
+        if length + tokens > self._longest:
+            raise ArtefactError(
+                f"the ONNX graph takes {self._longest} tokens, which is the model's context, and "
+                f"would have to take {length + tokens}: use fewer"
+            )
         if attention_mask is None:
             attention_mask = torch.ones((batch, length + tokens), dtype=torch.int64)
         if cache is None:

@@ -33,6 +33,7 @@ __all__ = [
     "CONFIG_FILE",
     "MERGED_KEY",
     "METADATA_KEY",
+    "POSITIONS_KEY",
     "SHARED_KEY",
     "build_model",
     "config_text",
@@ -50,6 +51,9 @@ MERGED_KEY = "asvd_q.merged"
 
 BUFFERS_KEY = "asvd_q.buffers"
 """Metadata property, "shared" where past and present may be the same memory."""
+
+POSITIONS_KEY = "asvd_q.positions"
+"""Metadata property: how many tokens the graph takes at most, where it has a table of positions."""
 
 
 def write_artefact(store: Store, folder: Path, options: OnnxOptions) -> None:
@@ -84,6 +88,9 @@ def build_model(store: Store, options: OnnxOptions) -> Traced:
     _fill(traced, skeleton, TensorReader(store, dtype, operators))
     metadata = store.metadata("onnx", options.model_dump())
     traced.model.metadata_props.update(properties(metadata, skeleton.shared, traced))
+    if traced.attention.rotary:
+        positions = store.source.config.get_text_config().max_position_embeddings
+        traced.model.metadata_props[POSITIONS_KEY] = str(positions)
     return traced
 
 
