@@ -8,11 +8,11 @@ CPU.
 
 The model is compressed to low-rank factors with RTN codes, or with NF4, and exported, once with
 embedding and output head in codes too, and once with standard operators alone; npm installs the
-packages of the example into a temporary folder. The claim is judged where both runtimes
-compute in float32 (level 0, with standard operators too, and NF4), and the script ends with status 1 where it does not hold.
-Elsewhere the tokens before the first that differs are only reported: at level 4 the CPU's kernels
-round activations to int8 and those of WebAssembly do not, and float16 is rounded in other places.
-The prompt's tokens have to be equal in every case.
+packages of the example into a temporary folder. The claim is judged where both runtimes compute in
+float32 (level 0, with standard operators too, and NF4), and the script ends with status 1 where it
+does not hold. Elsewhere the tokens before the first that differs are only reported: at level 4 the
+CPU's kernels round activations to int8 and those of WebAssembly do not, and float16 is rounded in
+other places. The prompt's tokens have to be equal in every case.
 
 A text that repeats itself hides differences, so every case continues several prompts, and the
 table has the number of distinct tokens. Prompts are the outer loop: what else the machine does
