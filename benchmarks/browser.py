@@ -6,12 +6,13 @@ CPU.
     python -m benchmarks.browser [--model DIR] [--cases NAME,…] [--prompt TEXT]… [--tokens 48]
                                  [--threads 1] [--screenshots DIR] [--json FILE]
 
-The model is compressed to low-rank factors with RTN codes, or with NF4, and exported; npm installs
-the packages of the example into a temporary folder. The claim is judged where both runtimes
-compute in float32 (level 0, NF4), and the script ends with status 1 where it does not hold.
-Elsewhere the tokens before the first that differs are only reported: at level 4 the CPU's kernels
-round activations to int8 and those of WebAssembly do not, and float16 is rounded in other places.
-The prompt's tokens have to be equal in every case.
+The model is compressed to low-rank factors with RTN codes, or with NF4, and exported, once with
+embedding and output head in codes too, and once with standard operators alone; npm installs the
+packages of the example into a temporary folder. The claim is judged where both runtimes compute in
+float32 (level 0, with standard operators too, and NF4), and the script ends with status 1 where it
+does not hold. Elsewhere the tokens before the first that differs are only reported: at level 4 the
+CPU's kernels round activations to int8 and those of WebAssembly do not, and float16 is rounded in
+other places. The prompt's tokens have to be equal in every case.
 
 A text that repeats itself hides differences, so every case continues several prompts, and the
 table has the number of distinct tokens. Prompts are the outer loop: what else the machine does
@@ -69,7 +70,13 @@ _PROMPTS = (
 )
 _WINDOWS, _WINDOW, _SEED = 16, 256, 233
 _FACTORS = {"decompose": {"kept_ratio": 0.8, "rank_multiple": RANK_MULTIPLE}}
-_QUANTIZE = {"rtn": {"method": "rtn", "bits": 4}, "nf4": {"method": "nf4", "clip": None}}
+_QUANTIZE: Mapping[str, Mapping[str, Any]] = {
+    "rtn": {"method": "rtn", "bits": 4},
+    "whole": {"method": "rtn", "bits": 4, "embedding": {"bits": 8}, "head": {"bits": 8}},
+    "nf4": {"method": "nf4", "clip": None},
+}
+"""By what cases call them; `whole` has the embedding and the head in codes too."""
+
 _PROOF = 2, 96
 _SECONDS = 120.0
 _PHONE = {"width": 390, "height": 720}
@@ -81,12 +88,12 @@ class Case:
     """An export.
 
     Attributes:
-        method: of quantization.
+        quantize: name of its settings in `_QUANTIZE`.
         options: of the ONNX format.
         exact: whether both runtimes compute alike, so that tokens have to be equal.
     """
 
-    method: str
+    quantize: str
     exact: bool
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -95,6 +102,8 @@ CASES = {
     "level 0": Case("rtn", True, {"accuracy_level": 0, "external_data": True}),
     "level 4": Case("rtn", False),
     "NF4": Case("nf4", True),
+    "embedding, head": Case("whole", True, {"accuracy_level": 0}),
+    "standard": Case("rtn", True, {"accuracy_level": 0, "operators": "standard"}),
     "float16": Case("rtn", False, {"accuracy_level": 0, "dtype": "float16"}),
 }
 """By what the table calls them. The first has its weights in a file of their own."""
@@ -205,12 +214,12 @@ def _export(options: Namespace, folder: Path) -> Iterator[tuple[str, Path]]:
     rows, length = _PROOF
     for name in options.cases:
         case = CASES[name]
-        if case.method not in stores:
-            sections = merged(BASE, _FACTORS | {"quantize": _QUANTIZE[case.method]})
-            stores[case.method] = bench.compress(sections, folder / case.method, tokens)
-        label = name.replace(" ", "-")
+        if case.quantize not in stores:
+            sections = merged(BASE, _FACTORS | {"quantize": _QUANTIZE[case.quantize]})
+            stores[case.quantize] = bench.compress(sections, folder / case.quantize, tokens)
+        label = name.replace(", ", "-").replace(" ", "-")
         export_store(
-            stores[case.method],
+            stores[case.quantize],
             make_exporter("onnx", case.options, where="options", file="browser"),
             name=label,
             run_folder=folder,

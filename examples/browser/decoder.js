@@ -71,7 +71,10 @@ class Decoder {
       attention_mask: int64(Array(total).fill(1)),
       position_ids: int64(tokens.map((_, index) => length + index)),
     };
-    return { ...found, ...cache };
+    // Most graphs count positions themselves and have no input for them.
+    const { inputNames } = this.session;
+    const wanted = Object.entries(found).filter(([name]) => inputNames.includes(name));
+    return { ...Object.fromEntries(wanted), ...cache };
   }
 }
 

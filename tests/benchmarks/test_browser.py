@@ -75,7 +75,9 @@ def test_the_page_names_the_files_and_inputs_of_the_exporter() -> None:
 def test_cases_are_options_of_the_format() -> None:
     for case in browser.CASES.values():
         options = OnnxOptions.model_validate(dict(case.options))
-        exact = options.dtype == "float32" and (case.method == "nf4" or options.accuracy_level < 4)
+        exact = options.dtype == "float32" and (
+            case.quantize == "nf4" or options.accuracy_level < 4
+        )
         assert case.exact == exact
 
 

@@ -63,9 +63,9 @@ class OnnxOptions(BaseModel):
 class OnnxExporter:
     """Writes a store as `model.onnx` in the layout that optimum gives to causal models.
 
-    Inputs are `input_ids`, `attention_mask`, `position_ids` and `past_key_values.%d.key/value`,
-    outputs `logits` and `present.%d.key/value`; batch and sequence are dynamic, and a past of
-    length zero is a prefill.
+    Inputs are `input_ids`, `attention_mask`, `position_ids` where the graph reads positions, and
+    `past_key_values.%d.key/value`, outputs `logits` and `present.%d.key/value`; batch and sequence
+    are dynamic, and a past of length zero is a prefill.
     """
 
     name: ClassVar[str] = "onnx"
