@@ -2,7 +2,8 @@
 
     python -m benchmarks._decode_memory FOLDER THREADS FACTS|torch TOKENS
 
-prints, in bytes, the largest resident set over loading, a prompt of so many tokens and 16 after it, less what was resident when all was imported. Facts of the graph are given as JSON: to read
+prints, in bytes, the largest resident set over loading, a prompt of so many tokens and 16 after
+it, less what was resident when all was imported. Facts of the graph are given as JSON: to read
 them here would count what reading takes.
 """
 
