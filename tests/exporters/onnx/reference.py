@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor
 
@@ -73,6 +74,11 @@ def run_operator(
         [helper.make_tensor_value_info("y", kind, [*leading, attributes["N"]])],
         [numpy_helper.from_array(*pair) for pair in zip(weights, names, strict=True)],
     )
+    return run_graph(graph, {"x": x.numpy()})
+
+
+def run_graph(graph: onnx.GraphProto, feeds: dict[str, NDArray[Any]]) -> Tensor:
+    """The one output of a graph of ONNX Runtime's operators, on the CPU."""
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     onnx.checker.check_model(model)
@@ -81,5 +87,5 @@ def run_operator(
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    (y,) = session.run(None, {"x": x.numpy()})
-    return torch.from_numpy(y)
+    (output,) = session.run(None, feeds)
+    return torch.from_numpy(output)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import helper, numpy_helper
@@ -15,6 +13,7 @@ from asvd_q.quantization import QuantizedWeight, quantize
 from asvd_q_exporters.onnx.gather.operator import embedding_tensor
 from asvd_q_exporters.onnx.gather.unpack import dequantize_rows
 from asvd_q_exporters.onnx.nbits.layout import nbits_layout
+from tests.exporters.onnx.reference import run_graph
 
 INDICES = torch.tensor([[0, 3, 16], [5, 5, 1]])
 
@@ -64,16 +63,7 @@ def looked_up(attributes: dict[str, int], tensors: list[Tensor], indices: Tensor
         [helper.make_tensor_value_info("rows", kind, [None, None, None])],
         [numpy_helper.from_array(t.numpy(), n) for t, n in zip(tensors, names, strict=True)],
     )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    onnx.checker.check_model(model)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    (rows,) = session.run(None, {"ids": indices.numpy()})
-    return torch.from_numpy(rows)
+    return run_graph(graph, {"ids": indices.numpy()})
 
 
 CASES = [

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from asvd_q.quantization import QuantizedWeight, StoredWeight
+from asvd_q_exporters.onnx.codes import integer_codes
 from asvd_q_exporters.onnx.nbits.layout import NBitsLayout, nbits_layout
 
 __all__ = ["nbits_tensor", "pack_bits", "pack_codes", "pack_scales", "pack_zero_points"]
 
 
-def nbits_tensor(weight: StoredWeight, part: str, dtype: torch.dtype) -> Tensor:
+def nbits_tensor(stored: StoredWeight, part: str, dtype: torch.dtype) -> Tensor:
     """One of the operator's tensors.
 
     Args:
@@ -21,13 +22,7 @@ def nbits_tensor(weight: StoredWeight, part: str, dtype: torch.dtype) -> Tensor:
     Raises:
         ValueError: no integer codes, or codes in act order.
     """
-    if not isinstance(weight, QuantizedWeight):
-        raise ValueError("its store holds no integer codes")
-    if weight.permutation is not None:
-        raise ValueError(
-            "its columns are grouped in act order, which ONNX Runtime's MatMulNBits cannot read; "
-            "quantize it without act order"
-        )
+    weight = integer_codes(stored, "ONNX Runtime's MatMulNBits")
     layout = nbits_layout(weight.shape, weight.spec, dtype.itemsize)
     if part == "codes":
         return pack_codes(weight, layout)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from asvd_q.quantization import QuantizedWeight, StoredWeight
+from asvd_q.quantization import StoredWeight
+from asvd_q_exporters.onnx.codes import integer_codes
 from asvd_q_exporters.onnx.nbits.pack import pack_bits
 from asvd_q_exporters.onnx.qdq.layout import QdqLayout, qdq_layout
 
 __all__ = ["qdq_tensor"]
 
 
-def qdq_tensor(weight: StoredWeight, part: str, dtype: torch.dtype) -> Tensor:
+def qdq_tensor(stored: StoredWeight, part: str, dtype: torch.dtype) -> Tensor:
     """One of the operator's tensors; those of 4 bits as bytes, the first code in the low half.
 
     Args:
@@ -22,13 +23,7 @@ def qdq_tensor(weight: StoredWeight, part: str, dtype: torch.dtype) -> Tensor:
     Raises:
         ValueError: no integer codes, or codes in act order.
     """
-    if not isinstance(weight, QuantizedWeight):
-        raise ValueError("its store holds no integer codes")
-    if weight.permutation is not None:
-        raise ValueError(
-            "its columns are grouped in act order, which DequantizeLinear cannot read; quantize "
-            "it without act order"
-        )
+    weight = integer_codes(stored, "DequantizeLinear")
     layout = qdq_layout(weight.shape, weight.spec)
     if part == "codes":
         return _integers(weight.codes.T, layout)
