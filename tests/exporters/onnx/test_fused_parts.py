@@ -84,6 +84,16 @@ class GatedRMSNorm(LlamaRMSNorm):
         return super().forward(x) * gate
 
 
+class PairRMSNorm(LlamaRMSNorm):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x
+
+
+class HalfRMSNorm(LlamaRMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).to(torch.bfloat16)
+
+
 class PlainNorm(LlamaRMSNorm):
     """Computes the right thing under a name that does not say so."""
 
@@ -114,6 +124,8 @@ def test_a_norm_is_found_by_what_it_computes(
         LeastRMSNorm,
         BiasedRMSNorm,
         GatedRMSNorm,
+        PairRMSNorm,
+        HalfRMSNorm,
         PlainNorm,
     ],
 )
@@ -202,6 +214,18 @@ def _in_another_shape(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Any:
     return q.transpose(1, 2), k.transpose(1, 2)
 
 
+def _in_bfloat16(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Any:
+    return [one.to(torch.bfloat16) for one in _function(HALVES)(q, k, cos, sin)]
+
+
+def _three(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Any:
+    return (*_function(HALVES)(q, k, cos, sin), cos)
+
+
+def _nothing(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Any:
+    return None
+
+
 def _refuses(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Any:
     raise ValueError("not with these")
 
@@ -218,6 +242,9 @@ def _wants_more(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tenso
         _longer,
         _not_at_all,
         _in_another_shape,
+        _in_bfloat16,
+        _three,
+        _nothing,
         _refuses,
         _wants_more,
     ],

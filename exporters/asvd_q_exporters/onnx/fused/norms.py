@@ -79,12 +79,12 @@ def _offset(module: nn.Module, epsilon: float) -> int | None:
     # Small inputs, for which epsilon counts, and large ones.
     inputs = torch.randn((2, _ROWS, width), generator=generator)
     inputs[0] *= epsilon**0.5
+    normed = inputs * torch.rsqrt(inputs.square().mean(-1, keepdim=True) + epsilon)
     try:
         output = trial(inputs)
-    except (TypeError, RuntimeError, ValueError):
-        return None
-    normed = inputs * torch.rsqrt(inputs.square().mean(-1, keepdim=True) + epsilon)
-    offsets = [
-        offset for offset in (0, 1) if torch.allclose(output, normed * (weight + offset), rtol=1e-5)
-    ]
-    return offsets[0] if offsets else None
+        for offset in (0, 1):
+            if torch.allclose(output, normed * (weight + offset), rtol=1e-5):
+                return offset
+    except (TypeError, RuntimeError, ValueError, IndexError, AttributeError):
+        pass  # it wants other inputs, or puts out something else than a tensor of their type
+    return None

@@ -71,15 +71,16 @@ def rotation_kind(function: Callable[..., Any], *, part: bool = False) -> Rotati
     angles = torch.rand((1, _ROWS, rotated // 2), generator=generator)
     for interleaved, alternating in product((False, True), repeat=2):
         cos, sin = (_twice(part, alternating) for part in (angles.cos(), angles.sin()))
+        wanted = [_rotate(states, angles, interleaved) for states in (query, key)]
         try:
-            rotated = function(query, key, cos, sin)
+            found = function(query, key, cos, sin)
+            same = all(
+                one.shape == other.shape and torch.allclose(one, other, atol=_TOLERANCE)
+                for one, other in zip(found, wanted, strict=True)
+            )
         except (TypeError, RuntimeError, ValueError, IndexError, AttributeError):
             return None
-        wanted = [_rotate(states, angles, interleaved) for states in (query, key)]
-        if all(
-            one.shape == other.shape and torch.allclose(one, other, atol=_TOLERANCE)
-            for one, other in zip(rotated, wanted, strict=True)
-        ):
+        if same:
             return RotationKind(interleaved, alternating)
     return None
 
