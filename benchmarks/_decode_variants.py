@@ -40,15 +40,15 @@ def variants(
     """All forms by name.
 
     Speed does not depend on which values the weights have, so ranks are uniform, factors those of
-    the plain SVD, and codes the nearest. Whatever the codes of the blocks, those of embedding and
-    head are of 4 bits, as the peer has them.
+    the plain SVD, and codes the nearest. Whatever the codes of the blocks, the head is in 4 bits,
+    and the embedding where it is the head's matrix, as the peer has them.
 
     Args:
         group: weights per scale.
-        float_head: leave embedding and head in floating point.
+        float_head: leave the head in floating point.
     """
     rest = {"method": "rtn", "bits": _HEAD_BITS, "group_size": group, "clip": "minmax"}
-    outside = {} if float_head else {"head": rest, "embedding": rest}
+    outside = {} if float_head else {"head": rest}
 
     def codes(method: str, **settings: Any) -> dict[str, Any]:
         return {"quantize": {"method": method, "group_size": group, **settings, **outside}}

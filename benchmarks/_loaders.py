@@ -60,7 +60,9 @@ def _onnxruntime(folder: Path) -> tuple[Step, dict[str, int]]:
     session = onnxruntime.InferenceSession(
         folder / "model.onnx", options, providers=["CPUExecutionProvider"]
     )
-    past = [one for one in session.get_inputs() if one.name.startswith("past_key_values.")]
+    inputs = session.get_inputs()
+    past = [one for one in inputs if one.name.startswith("past_key_values.")]
+    reads_positions = any(one.name == "position_ids" for one in inputs)
     types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
     def step(ids: Ids, cache: Any) -> tuple[NDArray[np.float32], Any]:
@@ -69,11 +71,10 @@ def _onnxruntime(folder: Path) -> tuple[Step, dict[str, int]]:
             cache = [np.zeros((batch, p.shape[1], 0, p.shape[3]), types[p.type]) for p in past]
         length = cache[0].shape[2]
         positions = np.arange(length, length + tokens, dtype=np.int64)
-        feeds = {
-            "input_ids": ids,
-            "attention_mask": np.ones((batch, length + tokens), np.int64),
-            "position_ids": np.tile(positions, (batch, 1)),
-        }
+        mask = np.ones((batch, length + tokens), np.int64)
+        feeds = {"input_ids": ids, "attention_mask": mask}
+        if reads_positions:
+            feeds["position_ids"] = np.tile(positions, (batch, 1))
         feeds |= {one.name: value for one, value in zip(past, cache, strict=True)}
         logits, *present = session.run(None, feeds)
         return logits.astype(np.float32), present

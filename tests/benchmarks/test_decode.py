@@ -274,14 +274,14 @@ def test_the_table_says_from_which_width_on() -> None:
     assert "kept 0.5 faster from 1024 on" in title
 
 
-def test_embedding_and_head_are_in_codes_unless_asked_otherwise() -> None:
+def test_the_head_is_in_codes_unless_asked_otherwise() -> None:
     for name, variant in variants(64).items():
         if name in ("torch float32", "ONNX float32", "GenAI int4"):
             assert not variant.sections
         else:
             rest = {"method": "rtn", "bits": 4, "group_size": 64, "clip": "minmax"}
             assert variant.sections["quantize"]["head"] == rest
-            assert variant.sections["quantize"]["embedding"] == rest
+            assert "embedding" not in variant.sections["quantize"]
     floats = variants(32, float_head=True)["NF4"].sections
     assert floats == {"quantize": {"method": "nf4", "group_size": 32}}
 

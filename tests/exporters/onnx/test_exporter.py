@@ -209,7 +209,7 @@ def test_weights_are_read_one_at_a_time_as_the_file_is_written(
         if isinstance(value.const_value, onnx_ir.LazyTensor)
     }
     rest = [v.const_value.nbytes for n, v in model.graph.initializers.items() if n not in lazy]
-    assert max(rest) <= 64
+    assert max(rest) <= 4096  # none is a weight
     save_module.save(model, tmp_path, False)
     assert sorted(reads) == sorted(
         part for name in lazy for part in merged.get(name, [name])
