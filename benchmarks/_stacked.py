@@ -7,8 +7,6 @@ the saved files stand for.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from asvd_q.plan import Slot
 from asvd_q.process import quiet
 from asvd_q.store import Store
 from asvd_q_exporters.gptq.unpack import unpack_matrix
+from benchmarks._elsewhere import run_elsewhere
 from benchmarks._peers import bitsandbytes_nf4, gptqmodel_codes
 
 __all__ = ["BITS", "LLM_COMPRESSOR", "STACKED", "Request", "over_store", "weight_bytes"]
@@ -87,16 +86,7 @@ def _llmcompressor(asked: Request) -> dict[str, Tensor]:
     texts.write_text(json.dumps([text["input_ids"] for text in asked.texts]))
     script = Path(__file__).with_name("_llmcompressor.py")
     arguments = (asked.checkpoint, asked.folder, texts, BITS, asked.group_size)
-    done = subprocess.run(
-        [asked.llmcompressor_python, script, *map(str, arguments)],
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        reason = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise RuntimeError(f"llm-compressor failed: {reason[-1]}")
+    run_elsewhere([asked.llmcompressor_python, script, *arguments], "llm-compressor")
     with quiet():
         from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 

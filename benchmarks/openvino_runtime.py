@@ -21,8 +21,6 @@ that it records. OpenVINO rounds activations to int8 unless it is told not to: b
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -37,6 +35,7 @@ from asvd_q.metrics import agreement, relative_error
 from asvd_q.opening import open_anything
 from asvd_q.process import settle_process
 from asvd_q.report.tables import Table
+from benchmarks._elsewhere import run_elsewhere
 from benchmarks.common import finish
 
 __all__ = ["Found", "compare", "main", "run_openvino"]
@@ -102,16 +101,7 @@ def run_openvino(
         np.savez(feeds, ids=ids.numpy(), prompt=prompt)
         script = Path(__file__).with_name("_openvino.py")
         arguments = (artefact / "model.onnx", feeds, results, group, threads)
-        done = subprocess.run(
-            [python, script, *map(str, arguments)],
-            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            reason = done.stderr.strip().splitlines() or ["it said nothing"]
-            raise RuntimeError(f"OpenVINO failed: {reason[-1]}")
+        run_elsewhere([python, script, *arguments], "OpenVINO")
         with np.load(results) as archive:
             kinds = [str(kind) for kind in archive["kinds"]]
             return torch.from_numpy(archive["logits"]), float(archive["seconds"]), kinds

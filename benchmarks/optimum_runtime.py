@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -43,6 +42,7 @@ from asvd_q.pipeline import run
 from asvd_q.progress import silent
 from asvd_q.recipe import load_recipe
 from asvd_q.report.tables import Table
+from benchmarks._elsewhere import run_elsewhere
 from benchmarks._points import tell
 from benchmarks.common import finish
 
@@ -198,18 +198,12 @@ def _in_optimum(
     request.write_text(json.dumps({"texts": _PROMPTS, "ids": ids, "new": _NEW}))
     outs = [folder / f"{number}.npz" for number in range(len(artefacts))]
     pairs = [str(path) for pair in zip(artefacts, outs, strict=True) for path in pair]
-    done = subprocess.run(
+    run_elsewhere(
         [python, "-P", _SCRIPT, request, *pairs],
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
-        capture_output=True,
-        text=True,
-        check=False,
+        "optimum's environment",
+        environment={"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
         timeout=_SECONDS,
     )
-    if done.returncode:
-        reason = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise RuntimeError(f"optimum's environment failed: {reason[-1]}")
     return [dict(np.load(out)) for out in outs]
 
 

@@ -10,7 +10,6 @@ from asvd_q.plan import Plan
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q_exporters.onnx.decoders import example_past
 from asvd_q_exporters.onnx.graph import quiet
-from asvd_q_exporters.onnx.operators import operators_of
 from asvd_q_exporters.onnx.skeleton import build_skeleton
 
 if TYPE_CHECKING:
@@ -22,18 +21,11 @@ __all__ = ["refusal"]
 
 def refusal(source: SourceModel, options: OnnxOptions) -> Refusal | None:
     """Why the model cannot be traced or its graph not run; None where that does not show."""
-    dtype = TORCH_TYPES[options.dtype]
     with quiet():
-        skeleton = build_skeleton(
-            Plan(float_type=options.dtype, layers=()),
-            source,
-            {},
-            dtype,
-            options.accuracy_level,
-            operators_of(options.operators),
-        )
+        plan = Plan(float_type=options.dtype, layers=())
+        skeleton = build_skeleton(plan, source, {}, options)
         try:
-            example_past(skeleton.model, dtype)
+            example_past(skeleton.model, TORCH_TYPES[options.dtype])
         except ExportError as error:
             return Refusal(WHOLE_MODEL, str(error), "use the transformers format")
     return None

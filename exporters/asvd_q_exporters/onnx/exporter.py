@@ -59,6 +59,11 @@ class OnnxOptions(BaseModel):
     opset: int = Field(default=21, ge=18, le=23)
     external_data: Literal["auto"] | bool = "auto"
 
+    @property
+    def fused(self) -> bool:
+        """Whether ONNX Runtime's operators for more than one step at a time may be used."""
+        return self.operators == "contrib"
+
 
 class OnnxExporter:
     """Writes a store as `model.onnx` in the layout that optimum gives to causal models.

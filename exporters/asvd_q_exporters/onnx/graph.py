@@ -57,11 +57,13 @@ class Traced:
         merged: initializers that hold several parameters.
         attention: how it attends. Where that is fused, past and present may be the same memory,
             with room for more tokens than there are.
+        longest: tokens that it takes at most; None where no table ends.
     """
 
     model: onnx_ir.Model
     merged: tuple[Merged, ...]
     attention: AttentionForm
+    longest: int | None
 
 
 def trace(
@@ -113,7 +115,8 @@ def trace(
         merged = merge_products(graph)
     _name_inputs_and_outputs(traced)
     _strip(traced)
-    return Traced(traced, merged, form)
+    longest = attention.positions if attention is not None and form.rotary else None
+    return Traced(traced, merged, form, longest)
 
 
 def _traced(decoder: nn.Module, past: Past, opset: int) -> onnx_ir.Model:

@@ -16,6 +16,7 @@ from asvd_q.artefact import METADATA_FILE, read_metadata
 from asvd_q.errors import ArtefactError, first_line
 from asvd_q.evaluation.padding import positions_behind
 from asvd_q_exporters.onnx.buffers import Buffers, SharedPast
+from asvd_q_exporters.onnx.keys import BUFFERS_KEY, POSITIONS_KEY
 from asvd_q_exporters.onnx.session import PROVIDERS, session_options
 
 __all__ = ["OnnxRunner"]
@@ -54,8 +55,8 @@ class OnnxRunner:
         self.runtime = f"onnxruntime {onnxruntime.__version__} CPU"
         inputs = self.session.get_inputs()
         properties = self.session.get_modelmeta().custom_metadata_map
-        self._in_place = properties.get("asvd_q.buffers") == "shared"
-        self._longest = int(properties.get("asvd_q.positions", sys.maxsize))
+        self._in_place = properties.get(BUFFERS_KEY) == "shared"
+        self._longest = int(properties.get(POSITIONS_KEY, sys.maxsize))
         self._past = [one for one in inputs if one.name.startswith(_PAST)]
         self._has_positions = any(one.name == _POSITIONS for one in inputs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,12 +13,16 @@ from torch import nn
 from asvd_q.errors import ExportError
 from asvd_q.models import SourceModel
 from asvd_q.plan import LayerPlan, Plan, Slot
+from asvd_q.quantization import TORCH_TYPES
 from asvd_q_exporters.onnx.fused import fuse_norms
 from asvd_q_exporters.onnx.gather.place import place_embedding
 from asvd_q_exporters.onnx.layers import FloatLinear, TiedHead, stand_in
 from asvd_q_exporters.onnx.nodes import NarrowType
-from asvd_q_exporters.onnx.operators import Operator
+from asvd_q_exporters.onnx.operators import Operator, operators_of
 from asvd_q_exporters.onnx.placeholders import placeholder
+
+if TYPE_CHECKING:
+    from asvd_q_exporters.onnx.exporter import OnnxOptions
 
 __all__ = ["Origin", "Skeleton", "build_skeleton"]
 
@@ -65,22 +69,18 @@ def build_skeleton(
     plan: Plan,
     source: SourceModel,
     same_factors: Mapping[str, str],
-    dtype: torch.dtype,
-    accuracy_level: int,
-    operators: Mapping[str, Operator],
-    *,
-    fused: bool = True,
+    options: OnnxOptions,
 ) -> Skeleton:
     """Build the architecture on the meta device and put the stand-ins in.
 
     Args:
         same_factors: corrected layer → the one whose B it shares.
-        operators: by quantization method.
-        fused: norms too become operators of ONNX Runtime's own.
 
     Raises:
         ExportError: a stored layer is no linear layer of this architecture.
     """
+    dtype, level = TORCH_TYPES[options.dtype], options.accuracy_level
+    operators = operators_of(options.operators)
     model = _empty_model(source, dtype)
     stored = _stored_names(model, source)
     for owner in model.modules():
@@ -91,12 +91,12 @@ def build_skeleton(
     for layer in plan:
         if layer.role == "embedding":
             if layer.changed:
-                placed = place_embedding(model, layer, dtype, accuracy_level)
+                placed = place_embedding(model, layer, dtype, level)
                 shared |= placed.shared
                 for part in placed.parts:
                     origins[f"{layer.name}.{part}"] = Origin(part, layer, "weight")
         elif f"{layer.name}.weight" not in shared:
-            origins |= _place_layer(model, layer, dtype, accuracy_level, operators)
+            origins |= _place_layer(model, layer, dtype, level, operators)
     for name, first in same_factors.items():
         for parameter in _share_factor(model, name, first):
             shared[f"{name}.{parameter}"] = f"{first}.{parameter}"
@@ -110,7 +110,7 @@ def build_skeleton(
     for name, _ in model.named_parameters(remove_duplicate=False):
         if name not in shared and name not in origins:
             origins[name] = Origin(tensor=stored[name])
-    if fused:
+    if options.fused:
         fuse_norms(model)
     return Skeleton(model.eval(), origins, shared)
 

@@ -17,6 +17,13 @@ from asvd_q.quantization import TORCH_TYPES
 from asvd_q.store import Store
 from asvd_q_exporters.onnx.genai import GENAI_FILE, genai_text, graph_facts
 from asvd_q_exporters.onnx.graph import Traced, quiet, trace
+from asvd_q_exporters.onnx.keys import (
+    BUFFERS_KEY,
+    MERGED_KEY,
+    METADATA_KEY,
+    POSITIONS_KEY,
+    SHARED_KEY,
+)
 from asvd_q_exporters.onnx.operators import operators_of
 from asvd_q_exporters.onnx.save import save
 from asvd_q_exporters.onnx.sharing import same_factors
@@ -29,12 +36,7 @@ if TYPE_CHECKING:
     from asvd_q_exporters.onnx.exporter import OnnxOptions
 
 __all__ = [
-    "BUFFERS_KEY",
     "CONFIG_FILE",
-    "MERGED_KEY",
-    "METADATA_KEY",
-    "POSITIONS_KEY",
-    "SHARED_KEY",
     "build_model",
     "config_text",
     "properties",
@@ -42,18 +44,6 @@ __all__ = [
 ]
 
 CONFIG_FILE = "config.json"
-METADATA_KEY = "asvd_q"
-SHARED_KEY = "asvd_q.shared"
-"""Metadata property with the parameters that the file holds under another's name, as JSON."""
-
-MERGED_KEY = "asvd_q.merged"
-"""Metadata property with the matrices that the file holds as one, in the order of rows, as JSON."""
-
-BUFFERS_KEY = "asvd_q.buffers"
-"""Metadata property, "shared" where past and present may be the same memory."""
-
-POSITIONS_KEY = "asvd_q.positions"
-"""Metadata property: how many tokens the graph takes at most, where it has a table of positions."""
 
 
 def write_artefact(store: Store, folder: Path, options: OnnxOptions) -> None:
@@ -72,25 +62,12 @@ def write_artefact(store: Store, folder: Path, options: OnnxOptions) -> None:
 def build_model(store: Store, options: OnnxOptions) -> Traced:
     """The graph with lazy weights: each is read from the store when its bytes are asked for."""
     dtype = TORCH_TYPES[options.dtype]
-    operators = operators_of(options.operators)
-    fused = options.operators == "contrib"
     with quiet():
-        skeleton = build_skeleton(
-            store.finished_plan,
-            store.source,
-            same_factors(store),
-            dtype,
-            options.accuracy_level,
-            operators,
-            fused=fused,
-        )
-        traced = trace(skeleton.model, dtype, options.opset, skeleton.shared, fused=fused)
-    _fill(traced, skeleton, TensorReader(store, dtype, operators))
+        skeleton = build_skeleton(store.finished_plan, store.source, same_factors(store), options)
+        traced = trace(skeleton.model, dtype, options.opset, skeleton.shared, fused=options.fused)
+    _fill(traced, skeleton, TensorReader(store, dtype, operators_of(options.operators)))
     metadata = store.metadata("onnx", options.model_dump())
     traced.model.metadata_props.update(properties(metadata, skeleton.shared, traced))
-    if traced.attention.rotary:
-        positions = store.source.config.get_text_config().max_position_embeddings
-        traced.model.metadata_props[POSITIONS_KEY] = str(positions)
     return traced
 
 
@@ -111,6 +88,8 @@ def properties(
         found[MERGED_KEY] = json.dumps(members, sort_keys=True)
     if traced is not None and traced.attention.fused:
         found[BUFFERS_KEY] = "shared"
+    if traced is not None and traced.longest is not None:
+        found[POSITIONS_KEY] = str(traced.longest)
     return found
 
 

@@ -18,7 +18,6 @@ from asvd_q.pipeline import run
 from asvd_q.plan import QuantSpec
 from asvd_q.recipe import load_recipe
 from asvd_q_exporters.onnx import OnnxExporter, OnnxOptions
-from asvd_q_exporters.onnx.operators import operators_of
 from tests.exporters.checkpoints import family, store_of
 from tests.exporters.onnx.conftest import Export, export
 from tests.exporters.onnx.reference import reference_logits, relative, tokens
@@ -245,9 +244,8 @@ def test_the_traced_model_holds_no_codes(made: Callable[..., Export]) -> None:
     from asvd_q_exporters.onnx.skeleton import build_skeleton
 
     store = made(ASYMMETRIC, tied=True).store
-    skeleton = build_skeleton(
-        store.finished_plan, store.source, {}, torch.float32, 0, operators_of("contrib")
-    )
+    options = OnnxOptions(accuracy_level=0)
+    skeleton = build_skeleton(store.finished_plan, store.source, {}, options)
     assert skeleton.origins.keys() == dict(skeleton.model.named_parameters()).keys()
     for name, parameter in skeleton.model.named_parameters():
         assert parameter.untyped_storage().nbytes() <= 4, name

@@ -16,7 +16,6 @@ from asvd_q.plan import LayerPlan, Plan, QuantSpec
 from asvd_q.quantization import QuantizedWeight
 from asvd_q.store import Store, StoredLayer
 from asvd_q_exporters.onnx import OnnxExporter, OnnxOptions
-from asvd_q_exporters.onnx.operators import operators_of
 from tests.exporters.onnx.conftest import Export
 
 
@@ -167,14 +166,8 @@ def test_an_outlier_beyond_float16_is_named(tied: Export) -> None:
 def test_the_traced_model_holds_no_weights(mixed_store: Store) -> None:
     from asvd_q_exporters.onnx.skeleton import build_skeleton
 
-    skeleton = build_skeleton(
-        mixed_store.finished_plan,
-        mixed_store.source,
-        {},
-        torch.float32,
-        0,
-        operators_of("contrib"),
-    )
+    options = OnnxOptions(accuracy_level=0)
+    skeleton = build_skeleton(mixed_store.finished_plan, mixed_store.source, {}, options)
     assert skeleton.origins.keys() == dict(skeleton.model.named_parameters()).keys()
     for name, parameter in skeleton.model.named_parameters():
         assert parameter.untyped_storage().nbytes() <= 4, name

@@ -81,15 +81,16 @@ class FusedAttention:
         rotary: leave the rotation of queries and keys to the operator.
 
     Attributes:
-        rotated: there was one to leave.
+        positions: tokens in the model's context; 0 where its configuration does not say.
+        rotated: there was a rotation to leave.
     """
 
     def __init__(self, model: Any, *, rotary: bool) -> None:
         self.model = model
         config = model.config.get_text_config()
-        self._positions = int(getattr(config, "max_position_embeddings", 0))
+        self.positions = int(getattr(config, "max_position_embeddings", 0))
         self.rotary = rotary
-        self._tables = RotaryTables(self._positions)
+        self._tables = RotaryTables(self.positions)
         self.rotated = False
 
     @contextmanager
@@ -139,7 +140,7 @@ class FusedAttention:
 
     def _leave_rotations(self, stack: ExitStack) -> None:
         modules = rotary_modules(self.model)
-        if modules is None or (modules and not self._positions):
+        if modules is None or (modules and not self.positions):
             raise NotFusedError("its rotary embedding fits no table")
         for file in rotation_files(self.model):
             rotation = self._rotation(getattr(file, FUNCTION))

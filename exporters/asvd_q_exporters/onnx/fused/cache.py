@@ -60,5 +60,6 @@ class OperatorCache(Cache):  # type: ignore[misc]
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        self.current = self.layers[layer_idx]
-        return key_states, value_states
+        layer: OperatorLayer = self.layers[layer_idx]
+        self.current = layer
+        return layer.update(key_states, value_states)

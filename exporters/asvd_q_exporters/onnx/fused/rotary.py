@@ -70,7 +70,7 @@ def rotation_kind(function: Callable[..., Any], *, part: bool = False) -> Rotati
     rotated = _WIDTH // 2 if part else _WIDTH
     angles = torch.rand((1, _ROWS, rotated // 2), generator=generator)
     for interleaved, alternating in product((False, True), repeat=2):
-        cos, sin = (_twice(part, alternating) for part in (angles.cos(), angles.sin()))
+        cos, sin = (_twice(values, alternating) for values in (angles.cos(), angles.sin()))
         wanted = [_rotate(states, angles, interleaved) for states in (query, key)]
         try:
             found = function(query, key, cos, sin)
