@@ -16,7 +16,7 @@ install: $(STAMP)
 # Compiled once here, because PYTHONDONTWRITEBYTECODE makes every later import pay for it again.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[compressed-tensors,genai,gptq,nf4,peft,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[compressed-tensors,eval,genai,gptq,nf4,peft,dev]'
 	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib || true
 	touch $(STAMP)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from asvd_q.errors import RecipeError
+
+if TYPE_CHECKING:
+    from asvd_q.recipe import Recipe
 
 __all__ = [
     "BitsOption",
@@ -18,6 +21,7 @@ __all__ = [
     "RecipeArgument",
     "SetOption",
     "SizeOption",
+    "load",
     "numbers",
     "with_budget",
 ]
@@ -73,3 +77,10 @@ def numbers(text: str) -> list[float]:
             f"--bits-per-weight {text}: give numbers above 0 and up to 32, with commas between"
         )
     return found
+
+
+def load(path: Path, overrides: list[str] | None) -> Recipe:
+    """The recipe that a command works on."""
+    from asvd_q.recipe import load_recipe
+
+    return load_recipe(path, overrides or ())

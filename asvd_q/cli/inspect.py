@@ -1,0 +1,36 @@
+"""`inspect` and `schema`: what lies on the disk, and what a recipe may say."""
+
+from __future__ import annotations
+
+import json
+
+from asvd_q.cli.app import app
+from asvd_q.cli.console import console
+from asvd_q.cli.options import (
+    JsonOption,
+    PathArgument,
+)
+
+__all__ = ["inspect", "schema"]
+
+
+@app.command()
+def inspect(path: PathArgument, as_json: JsonOption = False) -> None:
+    """The per-layer table of a run, a store or an artefact."""
+    from asvd_q.opening import read_any_metadata
+    from asvd_q.report.tables import layer_table, print_table
+
+    metadata = read_any_metadata(path)
+    if as_json:
+        print(metadata.model_dump_json(indent=1))  # noqa: T201
+        return
+    title = f"{metadata.source.name} as {metadata.format}, made by asvd-q {metadata.asvd_q}"
+    print_table(console(), layer_table(metadata.layers, title))
+
+
+@app.command()
+def schema() -> None:
+    """The JSON schema of recipes, for editors."""
+    from asvd_q.recipe import json_schema
+
+    print(json.dumps(json_schema(), indent=1))  # noqa: T201
