@@ -16,6 +16,7 @@ REFERENCE = Reference(
     ids=[[5, 6], [7, 8, 9]],
     logits=np.arange(1, 13, dtype=np.float32).reshape(1, 3, 4),
     greedy=np.array([[1, 2], [3, 0]]),
+    steps=np.array([[[0, 9, 0, 0], [0, 0, 9, 0]], [[0, 0, 0, 9], [9, 8.99, 0, 0]]], np.float32),
 )
 
 
@@ -38,13 +39,32 @@ def test_equal_numbers_agree() -> None:
     assert [(row.alone_equal, row.batch_equal, row.tokens) for row in rows] == [(4, 4, 4)] * 2
 
 
-@pytest.mark.parametrize("what", ["on.logits", "on.alone", "on.batch"])
+@pytest.mark.parametrize("what", ["on.logits", "on.alone"])
 def test_what_one_way_computes_otherwise_is_seen_there(what: str) -> None:
     found = written()
     found[what].flat[-1] += 1
     without, with_binding = compare("one", found, REFERENCE)
     assert without.agrees
     assert not with_binding.agrees
+
+
+@pytest.mark.parametrize(("token", "agrees"), [(1, True), (2, False)])
+def test_a_batch_may_break_a_tie_otherwise(token: int, agrees: bool) -> None:
+    found = written()
+    found["on.batch"][1, 1] = token
+    _, row = compare("one", found, REFERENCE)
+    assert row.batch_equal == 3
+    assert row.agrees is agrees
+    gap = REFERENCE.steps[1, 1, 0] - REFERENCE.steps[1, 1, token]
+    assert row.tie == pytest.approx(gap / REFERENCE.steps[1, 1].std())
+
+
+def test_what_comes_after_another_token_does_not_count() -> None:
+    found = written()
+    found["off.batch"][0] = [3, 2]
+    row, _ = compare("one", found, REFERENCE)
+    assert row.batch_equal == 2
+    assert not row.agrees
 
 
 def test_a_pipeline_that_differs_is_named() -> None:
