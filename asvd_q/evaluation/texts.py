@@ -36,9 +36,8 @@ def evaluation_texts(
     Raises:
         CorpusError: a corpus that is missing, empty or too short.
     """
-    window = section.window
-    if not isinstance(window, int):
-        window = min(context or _LONGEST_WINDOW, _LONGEST_WINDOW)
+    longest = min(context or _LONGEST_WINDOW, _LONGEST_WINDOW)
+    window = section.window if isinstance(section.window, int) else longest
     standard = section.protocol == "standard"
     cut = running_windows if standard else evaluation_windows
     found = []

@@ -108,7 +108,7 @@ class CorpusSection(Section):
 
     @model_validator(mode="after")
     def _split_exists(self) -> CorpusSection:
-        splits = _BUILT_IN_SPLITS if self.source in BUILT_IN else ()
+        splits: tuple[str, ...] = _BUILT_IN_SPLITS if self.source in BUILT_IN else ()
         if self.source in NAMED:
             splits = tuple(NAMED[self.source].splits)
             if self.field != _FIELD:
