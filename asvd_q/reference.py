@@ -44,12 +44,20 @@ def find_reference(
         wanted: folder or hub name of any model, to be taken instead; `none` for no comparison.
 
     Raises:
-        ModelError: `wanted` or `model` cannot be opened, or `model` is not the artefact's.
+        ModelError: `wanted` or `model` cannot be opened, `model` is not the artefact's, or
+            `wanted` lacks tokens of the vocabulary.
     """
     if wanted == NONE:
         return Reference()
     if wanted is not None:
-        return Reference(SourceModel.open(wanted))
+        chosen = SourceModel.open(wanted)
+        size, needed = int(chosen.config.vocab_size), len(opened.tokenizer)
+        if size < needed:
+            raise ModelError(
+                f"--reference {wanted} has a vocabulary of {size} tokens, and the tokenizer of "
+                f"{path} has {needed}: give a model that reads the same tokens"
+            )
+        return Reference(chosen)
     if opened.source is not None or not (path / METADATA_FILE).is_file():
         return Reference(opened.source)
     run = path.resolve().parent.parent

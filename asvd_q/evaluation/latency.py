@@ -129,11 +129,15 @@ def compare_speed(
     prompts: Callable[[int, int], Tensor],
     load: Load,
     progress: Progress,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    rest: Callable[[float], None] = time.sleep,
 ) -> list[Compared]:
     """Time models in turns at every batch size and length of prompt.
 
     Args:
         prompts: makes int64 (batch, tokens) of these two numbers.
+        clock, rest: of a test.
 
     Returns:
         Batch by batch, prompt by prompt, in the order of the models.
@@ -141,7 +145,14 @@ def compare_speed(
     found: list[Compared] = []
     shapes = [(batch, prompt) for batch in load.batches for prompt in load.prompts]
     for done, shape in enumerate(shapes):
-        timings = time_in_turns(runners, prompts(*shape), tokens=load.tokens, rounds=load.rounds)
+        timings = time_in_turns(
+            runners,
+            prompts(*shape),
+            tokens=load.tokens,
+            rounds=load.rounds,
+            clock=clock,
+            rest=rest,
+        )
         first = next(iter(timings.values()))
         found += [
             _compared(name, runners[name].runtime, timing, first)

@@ -122,7 +122,8 @@ def plot_latency(found: Sequence[Compared], file: Path) -> None:
             ),
             strict=True,
         ):
-            axes.bar(places, values, width, color=colour, label=name)
+            bars = axes.bar(places, values, width, color=colour, label=name)
+            axes.bar_label(bars, fmt="%.3g", fontsize=7)
     titles = ("Time to the first token, ms", "Decode, tokens per second of all sequences")
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title)
@@ -131,7 +132,6 @@ def plot_latency(found: Sequence[Compared], file: Path) -> None:
         axes.grid(axis="y", alpha=0.25)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yscale("log")
     panels[0].legend(frameon=False)
     with atomic_path(file) as partial, rc_context({"svg.hashsalt": file.stem}):
         metadata = {"Date": None} if file.suffix == ".svg" else {}
