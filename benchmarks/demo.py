@@ -109,9 +109,7 @@ def _table(records: dict[str, RunRecord], timings: dict[str, Timing]) -> Table:
     rows = []
     for name, record in records.items():
         artefact, timing = record.artefacts[0], timings[name]
-        ratio = times_as_fast(
-            *([turn.rest for turn in one.turns] for one in (timings["dense"], timing))
-        )
+        ratio = times_as_fast(timings["dense"], timing, lambda turn: turn.rest)
         rows.append(
             (
                 name,
