@@ -10,6 +10,7 @@ from asvd_q.artefact import METADATA_FILE, Runner, read_metadata
 from asvd_q.errors import ArtefactError
 from asvd_q.evaluation.runners import artefact_runner, model_runner
 from asvd_q.models import SourceModel
+from asvd_q.models.context import context_length, context_of
 from asvd_q.models.tokenizer import load_tokenizer
 from asvd_q.records import ArtefactMetadata
 from asvd_q.report.run import RunRecord
@@ -26,10 +27,18 @@ STORE = "store"
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that runs, and the tokenizer that goes with it."""
+    """A model that runs, and what goes with it.
+
+    Attributes:
+        tokenizer: its own.
+        context: tokens that it was made for; None where it has no bound.
+        source: the dense model that it was compressed from, where that is open already.
+    """
 
     runner: Runner
     tokenizer: PreTrainedTokenizerBase
+    context: int | None
+    source: SourceModel | None = None
 
 
 def open_run_store(folder: Path, model: str | None = None) -> Store:
@@ -60,15 +69,20 @@ def open_anything(path: Path, model: str | None = None) -> Opened:
         ArtefactError: the path is none of those.
     """
     if (path / METADATA_FILE).is_file():
-        return Opened(artefact_runner(path), load_tokenizer(path))
+        return Opened(artefact_runner(path), load_tokenizer(path), context_of(path))
     run = path.parent if is_store(path) else path
     if is_store(run / STORE):
         store = open_run_store(run, model)
-        return Opened(model_runner(store.source, store.replaced), store.source.tokenizer)
+        runner = model_runner(store.source, store.replaced)
+        return _opened(runner, store.source, of=store.source)
     if (path / "config.json").is_file():
         source = SourceModel.open(str(path))
-        return Opened(model_runner(source, source.factors), source.tokenizer)
+        return _opened(model_runner(source, source.factors), source)
     raise ArtefactError(f"{path} {_what_is_wrong(path)}")
+
+
+def _opened(runner: Runner, model: SourceModel, of: SourceModel | None = None) -> Opened:
+    return Opened(runner, model.tokenizer, context_length(model.config.to_dict()), of)
 
 
 def read_any_metadata(path: Path) -> ArtefactMetadata:

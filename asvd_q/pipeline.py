@@ -17,7 +17,8 @@ from asvd_q.budget.front import Uniform, front, reach, uniform_models
 from asvd_q.budget.solving import BudgetResult, budget_offering
 from asvd_q.compressing import RECIPE_FILE, SCRATCH, make_store
 from asvd_q.errors import RankError, RecipeError, ResourceError
-from asvd_q.evaluation.quality import Quality, TokenWindows, compare_quality, evaluate_quality
+from asvd_q.evaluation.assess import assess
+from asvd_q.evaluation.quality import Quality, TokenWindows
 from asvd_q.evaluation.runners import model_runner
 from asvd_q.evaluation.texts import proof_tokens
 from asvd_q.exporting import ARTEFACTS, export_store, make_exporter
@@ -238,21 +239,9 @@ def _evaluate(
     device, dtype = prepared.device, TORCH_TYPES[prepared.recipe.compute_dtype]
     runner = model_runner(prepared.source, store.replaced, device=device, dtype=dtype)
     reference = model_runner(prepared.source, device=device, dtype=dtype) if section.dense else None
-    dense, quality = [], []
-    for text in texts:
-
-        def advance(done: int, total: int, stage: str = f"evaluating on {text.corpus}") -> None:
-            progress(stage, done, total)
-
-        if reference is None:
-            found = evaluate_quality(runner, text, batch_size=section.batch_size, progress=advance)
-        else:
-            before, found = compare_quality(
-                reference, runner, text, batch_size=section.batch_size, progress=advance
-            )
-            dense.append(before)
-        quality.append(found)
-    return dense, quality
+    found = assess(runner, reference, texts, batch_size=section.batch_size, progress=progress)
+    dense = [one.dense for one in found if one.dense is not None]
+    return dense, [one.quality for one in found]
 
 
 def _export(

@@ -19,6 +19,7 @@ from asvd_q.evaluation.texts import evaluation_texts
 from asvd_q.exporting import make_exports, require_expressible, require_model
 from asvd_q.models import SourceModel
 from asvd_q.models.blockwise import BlockwiseModel
+from asvd_q.models.context import context_length
 from asvd_q.models.skeleton import Skeleton, build_skeleton
 from asvd_q.plan import FloatType, LayerPlan, Plan
 from asvd_q.progress import Progress, silent
@@ -237,7 +238,8 @@ def read_tokens(
         records = [_calibration_record(text, calibration) for text, _ in corpora]
     texts = []
     if recipe.evaluate is not None:
-        texts = evaluation_texts(recipe.evaluate, source.tokenizer)
+        context = context_length(source.config.to_dict())
+        texts = evaluation_texts(recipe.evaluate, source.tokenizer, context)
     records += [
         CorpusRecord(corpus=text.corpus, split=text.split, use="evaluation", sha256=text.sha256)
         for text in texts

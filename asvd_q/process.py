@@ -8,10 +8,13 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from contextvars import ContextVar
 
-__all__ = ["quiet", "settle_process"]
+__all__ = ["limited_threads", "quiet", "settle_process", "thread_limit"]
 
 _NOISY = ("torchao", "torch.utils._pytree", "torch.onnx", "onnxscript", "transformers", "optimum")
+
+_THREADS: ContextVar[int | None] = ContextVar("threads", default=None)
 
 
 def settle_process() -> None:
@@ -44,3 +47,29 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+@contextlib.contextmanager
+def limited_threads(count: int | None) -> Iterator[None]:
+    """Have torch, and runtimes that are opened in the block, compute with so many threads.
+
+    Args:
+        count: None leaves it to them.
+    """
+    if count is None:
+        yield
+        return
+    import torch
+
+    before, token = torch.get_num_threads(), _THREADS.set(count)
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _THREADS.reset(token)
+
+
+def thread_limit() -> int | None:
+    """Threads that a runtime opened now is to compute with; None for as many as it wants."""
+    return _THREADS.get()

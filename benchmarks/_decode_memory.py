@@ -10,14 +10,13 @@ them here would count what reading takes.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from asvd_q.evaluation.memory import resident_memory, run_apart
 from benchmarks._decode_driver import Decoder, GraphFacts, OrtDecoder, greedy, prompt
-from benchmarks._loaders import memory
 
 if TYPE_CHECKING:
     from benchmarks._decode_artefacts import Artefact
@@ -31,17 +30,11 @@ def peak_memory_bytes(artefact: Artefact, threads: int, tokens: int) -> int:
     """Of an artefact in ONNX Runtime or torch, over a prompt of so many tokens.
 
     Raises:
-        RuntimeError: with the last line of what the process said.
+        ResourceError: with the last line of what the process said.
     """
     facts = "torch" if artefact.facts is None else json.dumps(asdict(artefact.facts))
-    command = [sys.executable, "-m", "benchmarks._decode_memory", str(artefact.folder)]
-    ended = subprocess.run(
-        [*command, str(threads), facts, str(tokens)], capture_output=True, text=True
-    )
-    lines = (ended.stdout if ended.returncode == 0 else ended.stderr).strip().splitlines()
-    if ended.returncode != 0:
-        raise RuntimeError(f"{artefact.folder} cannot be measured: {lines[-1] if lines else ''}")
-    return int(lines[-1])
+    module = "benchmarks._decode_memory"
+    return int(run_apart(module, artefact.folder, threads, facts, tokens))
 
 
 def _measured(folder: Path, threads: int, facts: str, tokens: int) -> int:
@@ -52,14 +45,14 @@ def _measured(folder: Path, threads: int, facts: str, tokens: int) -> int:
         from benchmarks._decode_torch import TorchDecoder
 
         AutoModelForCausalLM  # noqa: B018
-        before = memory()["now"]
+        before = resident_memory().now
         decoder = TorchDecoder(folder, threads=threads)
     else:
         parsed = GraphFacts(**json.loads(facts))
-        before = memory()["now"]
+        before = resident_memory().now
         decoder = OrtDecoder(folder / "model.onnx", facts=parsed, threads=threads)
     greedy(decoder, prompt(decoder.vocabulary, 1, tokens), _TOKENS)
-    return memory()["peak"] - before
+    return resident_memory().peak - before
 
 
 if __name__ == "__main__":

@@ -8,77 +8,52 @@ and what it costs or gains at decoding is what this prints.
 Recipes: wren-gptq4.yaml, and wren-budget-onnx.yaml at every budget (bits per weight of the linear
 layers as ONNX Runtime stores them: 3-bit codes in 4, scales in float32). Every artefact is proven.
 Decode speeds are of one sequence, measured in turns in this process; the peak of the resident set
-is that of a process of its own which opens the artefact and decodes 64 tokens.
+is that of a process of its own which opens the artefact and generates 65 tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
-from asvd_q.evaluation.speed import decode_speeds
+from asvd_q.evaluation.latency import Timing, time_in_turns, times_as_fast
 from asvd_q.opening import open_anything
 from asvd_q.pipeline import run
 from asvd_q.progress import silent
 from asvd_q.recipe import load_recipe
 from asvd_q.report.run import RunRecord
 from asvd_q.report.tables import Table, print_table, size
+from asvd_q.speed import peak_memory
 from benchmarks.common import names, write_json
 
 __all__ = ["main"]
 
 _RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-_PROMPT = "Once upon a time there was"
-
-_DECODE = """
-import sys, torch
-from pathlib import Path
-from asvd_q.opening import open_anything
-from asvd_q.report.resources import StageMeter
-meter = StageMeter()
-with meter.stage("decode"):
-    opened = open_anything(Path(sys.argv[1]))
-    tokens = torch.tensor([opened.tokenizer(sys.argv[2])["input_ids"]])
-    cache = None
-    for _ in range(64):
-        logits, cache = opened.runner.forward(tokens, cache)
-        tokens = logits[:, -1:].argmax(-1)
-print(meter.records[0].peak_memory_bytes)
-"""
-
-
-def _peak_memory(artefact: Path) -> int:
-    found = subprocess.run(
-        [sys.executable, "-c", _DECODE, str(artefact), _PROMPT],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return int(found.stdout.split()[-1])
+_PROMPT, _TOKENS = "Once upon a time there was", 65
 
 
 def _row(
-    name: str, record: RunRecord, folder: Path, speed: float, reference: float
+    name: str, record: RunRecord, peak: int, timing: Timing, reference: Timing
 ) -> dict[str, Any]:
     artefact = record.artefacts[0]
+    ratio = times_as_fast(reference, timing, lambda turn: turn.rest)
     forms: dict[str, int] = {}
     for layer in record.layers:
         forms[layer.form] = forms.get(layer.form, 0) + 1
     return {
         "name": name,
         "bytes": artefact.bytes,
-        "peak_memory_bytes": _peak_memory(folder),
+        "peak_memory_bytes": peak,
         "perplexity": {quality.corpus: quality.perplexity for quality in record.quality},
         "logit_error": artefact.proof.relative_error,
-        "decode_tokens_per_second": speed,
-        "ratio_to_gptq4": speed / reference,
+        "decode_tokens_per_second": timing.decode_tokens_per_second,
+        "ratio_to_gptq4": ratio.median,
         "forms": forms,
     }
 
@@ -110,12 +85,13 @@ def main() -> None:
             (folder / "artefacts").rename(artefacts)
             folders[name] = artefacts / f"onnx-{number}"
         opened = {name: open_anything(folder) for name, folder in folders.items()}
-        prompt = next(iter(opened.values())).tokenizer(_PROMPT)["input_ids"]
-        speeds = decode_speeds({name: one.runner for name, one in opened.items()}, prompt)
-        rows = [
-            _row(name, records[name], folders[name], speeds[name], speeds["GPTQ 4"])
-            for name in cases
-        ]
+        prompt = torch.tensor([next(iter(opened.values())).tokenizer(_PROMPT)["input_ids"]])
+        runners = {name: one.runner for name, one in opened.items()}
+        timings = time_in_turns(runners, prompt, tokens=_TOKENS)
+        rows = []
+        for name, record in records.items():
+            peak = peak_memory(folders[name], prompt, _TOKENS).bytes
+            rows.append(_row(name, record, peak, timings[name], timings["GPTQ 4"]))
     corpora = list(rows[0]["perplexity"])
     table = Table(
         "wren chosen for ONNX Runtime",

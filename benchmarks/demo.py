@@ -10,10 +10,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from asvd_q.evaluation.generation import generate_text
-from asvd_q.evaluation.speed import decode_speeds
+from asvd_q.evaluation.latency import Timing, time_in_turns, times_as_fast
 from asvd_q.opening import Opened, open_anything
 from asvd_q.pipeline import run
 from asvd_q.progress import silent
@@ -23,7 +24,7 @@ from asvd_q.report.tables import Table, print_table, size
 
 _ROOT = Path(__file__).resolve().parent.parent
 _RUNS = _ROOT / "runs" / "demo"
-_PROMPT = "Once upon a time there was"
+_PROMPT, _TOKENS = "Once upon a time there was", 65
 _COMMON = ("export=[{format: onnx}]", "evaluate.windows=24", "evaluate.dense=false")
 
 
@@ -84,9 +85,9 @@ def main() -> None:
         records[case.name] = run(recipe, silent, fresh=True)
         opened[case.name] = open_anything(folder / "artefacts" / "onnx")
     tokenizer = opened["dense"].tokenizer
-    prompt = tokenizer(_PROMPT)["input_ids"]
-    speeds = decode_speeds({name: model.runner for name, model in opened.items()}, prompt)
-    print_table(console, _table(records, speeds))
+    prompt = torch.tensor([tokenizer(_PROMPT)["input_ids"]])
+    runners = {name: model.runner for name, model in opened.items()}
+    print_table(console, _table(records, time_in_turns(runners, prompt, tokens=_TOKENS)))
     console.print(_footnote(records), highlight=False)
     last = CASES[-1].name
     pieces = generate_text(opened[last].runner, tokenizer, _PROMPT, max_new_tokens=40)
@@ -102,12 +103,13 @@ def _known_ranks(records: dict[str, RunRecord]) -> list[str]:
     return ["search=null", f"decompose.ranks={json.dumps(ranks)}"]
 
 
-def _table(records: dict[str, RunRecord], speeds: dict[str, float]) -> Table:
+def _table(records: dict[str, RunRecord], timings: dict[str, Timing]) -> Table:
     corpora = [f"{quality.corpus} ppl" for quality in records["dense"].quality]
     columns = ("model", "ONNX file", "layers", "kept", *corpora, "logit difference", "decode")
     rows = []
     for name, record in records.items():
-        artefact = record.artefacts[0]
+        artefact, timing = record.artefacts[0], timings[name]
+        ratio = times_as_fast(timings["dense"], timing, lambda turn: turn.rest)
         rows.append(
             (
                 name,
@@ -116,7 +118,7 @@ def _table(records: dict[str, RunRecord], speeds: dict[str, float]) -> Table:
                 f"{record.parameters.ratio:.3f}",
                 *(f"{quality.perplexity:.2f}" for quality in record.quality),
                 f"{artefact.proof.relative_error:.1e}",
-                f"{speeds[name] / speeds['dense']:.2f}× ({speeds[name]:.0f} tok/s)",
+                f"{ratio.median:.2f}× ({timing.decode_tokens_per_second:.0f} tok/s)",
             )
         )
     return Table("wren in ONNX Runtime, float32 activations", columns, tuple(rows))

@@ -4,6 +4,7 @@ from asvd_q.cli import (  # noqa: F401 - each adds its commands to the applicati
     evaluate,
     generate,
     inspect,
+    latency,
     look_ahead,
     run,
     search,

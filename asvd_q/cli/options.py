@@ -11,17 +11,24 @@ import typer
 from asvd_q.errors import RecipeError
 
 if TYPE_CHECKING:
+    from asvd_q.evaluation.latency import Load
     from asvd_q.recipe import Recipe
 
 __all__ = [
+    "BatchesOption",
     "BitsOption",
     "JsonOption",
     "ModelOption",
     "PathArgument",
+    "PromptsOption",
     "RecipeArgument",
+    "RoundsOption",
     "SetOption",
     "SizeOption",
+    "ThreadsOption",
+    "TokensOption",
     "load",
+    "measured_load",
     "numbers",
     "with_budget",
 ]
@@ -46,6 +53,20 @@ ModelOption = Annotated[
 ]
 PathArgument = Annotated[
     Path, typer.Argument(help="Run folder, store or exported artefact.", show_default=False)
+]
+
+BatchesOption = Annotated[
+    str, typer.Option("--batch", metavar="N,N", help="Sequences at once, to measure speed.")
+]
+PromptsOption = Annotated[
+    str, typer.Option("--prompt", metavar="N,N", help="Tokens of each prompt, to measure speed.")
+]
+TokensOption = Annotated[
+    int, typer.Option("--tokens", min=2, help="Tokens to generate, to measure speed.")
+]
+RoundsOption = Annotated[int, typer.Option("--rounds", min=1, help="Of which medians are taken.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Of torch and ONNX Runtime.")
 ]
 
 
@@ -77,6 +98,20 @@ def numbers(text: str) -> list[float]:
             f"--bits-per-weight {text}: give numbers above 0 and up to 32, with commas between"
         )
     return found
+
+
+def measured_load(batches: str, prompts: str, tokens: int, rounds: int) -> Load:
+    """What is to be timed, of `--batch`, `--prompt`, `--tokens` and `--rounds`."""
+    from asvd_q.evaluation.latency import Load
+
+    return Load(_counts("--batch", batches), _counts("--prompt", prompts), tokens, rounds)
+
+
+def _counts(option: str, text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise RecipeError(f"{option} {text}: give whole numbers above 0, with commas between")
+    return tuple(map(int, parts))
 
 
 def load(path: Path, overrides: list[str] | None) -> Recipe:

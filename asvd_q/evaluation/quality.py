@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from asvd_q.artefact import Runner
+from asvd_q.errors import ModelError
 from asvd_q.metrics import PerplexityMeter, agreement, kl_divergence, token_nll
+from asvd_q.recipe.corpora import Protocol
 
 __all__ = ["Quality", "TokenWindows", "compare_quality", "evaluate_quality"]
 
@@ -24,19 +26,21 @@ class TokenWindows(_Frozen):
     Attributes:
         corpus, split, sha256: of the text.
         tokens: int64 (windows, tokens).
+        protocol: how they were cut, as an `evaluate` section has it.
     """
 
     corpus: str
     split: str
     sha256: str
     tokens: Tensor
+    protocol: Protocol = "windows"
 
 
 class Quality(_Frozen):
     """How well a model predicts a text.
 
     Attributes:
-        corpus, split, window, windows: what was read, and how it was cut.
+        corpus, split, protocol, window, windows: what was read, and how it was cut.
         tokens: number of predicted tokens.
         perplexity: exp of the mean next-token loss inside the windows.
         kl: mean KL divergence from the reference's distribution, nats per token.
@@ -53,6 +57,7 @@ class Quality(_Frozen):
     kl: float | None = None
     agreement: float | None = None
     runtime: str
+    protocol: Protocol = "windows"
 
 
 Advance = Callable[[int, int], None]
@@ -90,12 +95,20 @@ def compare_quality(
 
     Returns:
         Quality of `reference`, and of `runner` with `kl` and `agreement`.
+
+    Raises:
+        ModelError: their vocabularies differ.
     """
     batches = torch.split(text.tokens, batch_size)
     before, after = PerplexityMeter(), PerplexityMeter()
     divergence, agreed = 0.0, 0
     pairs = zip(batches, reference.score(batches), runner.score(batches), strict=True)
     for done, (batch, expected, logits) in enumerate(pairs):
+        if expected.shape != logits.shape:
+            raise ModelError(
+                f"the reference has a vocabulary of {expected.shape[-1]} tokens and the model one "
+                f"of {logits.shape[-1]}: give the model that it was made from"
+            )
         before.update(token_nll(expected, batch))
         after.update(token_nll(logits, batch))
         divergence += float(kl_divergence(expected, logits).sum())
@@ -119,4 +132,5 @@ def _quality(runner: Runner, text: TokenWindows, meter: PerplexityMeter) -> Qual
         tokens=meter.tokens,
         perplexity=meter.perplexity,
         runtime=runner.runtime,
+        protocol=text.protocol,
     )

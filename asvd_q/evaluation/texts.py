@@ -12,40 +12,61 @@ from asvd_q.errors import ModelError
 from asvd_q.evaluation.quality import TokenWindows
 from asvd_q.models import SourceModel
 from asvd_q.recipe import CorpusSection, EvaluateSection
+from asvd_q.recipe.named import NAMED
 from asvd_q.statistics.corpora import load_corpus
-from asvd_q.statistics.windows import evaluation_windows
+from asvd_q.statistics.windows import evaluation_windows, running_windows, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["evaluation_texts", "proof_tokens"]
+__all__ = ["evaluation_texts", "prompt_tokens", "proof_tokens"]
 
 _PROOF_WINDOWS, _PROOF_LENGTH = 2, 96
+_LONGEST_WINDOW = 2048
 
 
 def evaluation_texts(
-    section: EvaluateSection, tokenizer: PreTrainedTokenizerBase
+    section: EvaluateSection, tokenizer: PreTrainedTokenizerBase, context: int | None
 ) -> list[TokenWindows]:
     """Every corpus of an `evaluate` section, cut into windows.
+
+    Args:
+        context: tokens that the model was made for; None where it has no bound.
 
     Raises:
         CorpusError: a corpus that is missing, empty or too short.
     """
+    longest = min(context or _LONGEST_WINDOW, _LONGEST_WINDOW)
+    window = section.window if isinstance(section.window, int) else longest
+    standard = section.protocol == "standard"
+    cut = running_windows if standard else evaluation_windows
     found = []
-    for corpus in map(load_corpus, section.corpora):
-        tokens = evaluation_windows(
-            corpus,
-            tokenizer,
-            window=section.window,
-            windows=section.windows,
-            bos=section.bos,
-        )
+    for part in section.corpora:
+        windows = section.windows
+        if standard and windows is None and part.source in NAMED:
+            windows = NAMED[part.source].windows
+        corpus = load_corpus(part)
+        tokens = cut(corpus, tokenizer, window=window, windows=windows, bos=section.bos)
         found.append(
             TokenWindows(
-                corpus=corpus.name, split=corpus.split, sha256=corpus.sha256, tokens=tokens
+                corpus=corpus.name,
+                split=corpus.split,
+                sha256=corpus.sha256,
+                tokens=tokens,
+                protocol=section.protocol,
             )
         )
     return found
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, batch: int, tokens: int) -> Tensor:
+    """Prompts of built-in prose to measure speed with, int64 (batch, tokens).
+
+    One after the other from the start of the text, which begins anew where it ends.
+    """
+    ids = tokenize(load_corpus(CorpusSection(source="python-docs", split="test")), tokenizer)
+    needed = batch * tokens
+    return ids.repeat(-(-needed // len(ids)))[:needed].view(batch, tokens)
 
 
 def proof_tokens(

@@ -17,19 +17,33 @@ __all__ = ["evaluate_section", "export_section"]
 
 
 def evaluate_section(
-    corpora: Sequence[str], *, split: str, window: int, windows: int | None, batch_size: int
+    corpora: Sequence[str],
+    *,
+    split: str | None,
+    protocol: str,
+    window: str | None,
+    windows: int | None,
+    batch_size: int,
 ) -> EvaluateSection:
     """An `evaluate` section for corpora of one split.
+
+    Args:
+        split: None takes the one of each corpus that is made for it.
+        window, windows: None leaves them to the protocol; 0 windows are all.
 
     Raises:
         RecipeError: an unknown corpus, or a number out of range.
     """
-    fields = {
-        "corpora": [{"source": corpus, "split": split} for corpus in corpora],
-        "window": window,
-        "windows": windows,
+    part = {} if split is None else {"split": split}
+    fields: dict[str, Any] = {
+        "corpora": [{"source": corpus, **part} for corpus in corpora],
+        "protocol": protocol,
         "batch_size": batch_size,
     }
+    if window is not None:
+        fields["window"] = int(window) if window.isdecimal() else window
+    if windows is not None:
+        fields["windows"] = windows or None
     try:
         return EvaluateSection.model_validate(fields)
     except ValidationError as error:

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     GetJsonSchemaHandler,
     ValidationInfo,
@@ -19,15 +20,18 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from asvd_q.recipe.base import Bool, Bos, Count, Number, Section, Text
+from asvd_q.recipe.named import NAMED
 from asvd_q.recipe.paths import resolve_path
 
 __all__ = [
     "BUILT_IN",
+    "CONTEXT",
     "FILE_TYPES",
     "GENERATED",
     "CalibrationSection",
     "CorpusSection",
     "EvaluateSection",
+    "Protocol",
 ]
 
 GENERATED = "generated"
@@ -36,11 +40,30 @@ GENERATED = "generated"
 BUILT_IN = ("python-docs", "python-source")
 FILE_TYPES = (".txt", ".jsonl", ".json")
 HUB = "hub:"
+CONTEXT = "context"
+"""In place of a window's length: the model's context, 2048 at most."""
+
+Protocol = Literal["windows", "standard"]
+"""How an evaluation's windows are cut."""
+
 PLACEHOLDER = "{split}"
 
 _HUB_NAME = re.compile(r"hub:[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _BUILT_IN_SPLITS = ("train", "test")
 _SAMPLED = "sampled"
+_FIELD = "text"
+
+
+def _readable_window(value: Any) -> Any:
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 2
+    if not number and value != CONTEXT:
+        raise ValueError("allowed is a whole number from 2 on, or context")
+    return value
+
+
+_Window = Annotated[
+    Annotated[int, Field(strict=True, ge=2)] | Literal["context"], BeforeValidator(_readable_window)
+]
 
 
 class CorpusSection(Section):
@@ -48,12 +71,14 @@ class CorpusSection(Section):
 
     source: Text
     """generated (sampled from the model itself, in `calibration` only), python-docs,
-    python-source, a .txt, .jsonl or .json path (may hold {split}), or hub:…"""
+    python-source, wikitext2, ptb or c4 (from the hub), a .txt, .jsonl or .json path (may hold
+    {split}), or hub:…"""
 
     split: Text = "train"
-    """Part of the corpus; train in `calibration`, test in `evaluate` unless it is given."""
+    """Part of the corpus; train in `calibration`, test (of c4: validation) in `evaluate` unless
+    it is given."""
 
-    field: Text = "text"
+    field: Text = _FIELD
     """Where the text lies in each record of a JSON file or hub data set."""
 
     weight: Annotated[Number, Field(gt=0)] = 1.0
@@ -70,7 +95,7 @@ class CorpusSection(Section):
     @field_validator("source")
     @classmethod
     def _known(cls, source: str) -> str:
-        known = (GENERATED, *BUILT_IN)
+        known = (GENERATED, *BUILT_IN, *NAMED)
         if source in known or source.endswith(FILE_TYPES) or _HUB_NAME.fullmatch(source):
             return source
         close = get_close_matches(source, known, n=1)
@@ -83,10 +108,14 @@ class CorpusSection(Section):
 
     @model_validator(mode="after")
     def _split_exists(self) -> CorpusSection:
-        if self.source in BUILT_IN and self.split not in _BUILT_IN_SPLITS:
-            raise ValueError(
-                f"{self.source} has the splits {' and '.join(_BUILT_IN_SPLITS)}, not {self.split!r}"
-            )
+        splits: tuple[str, ...] = _BUILT_IN_SPLITS if self.source in BUILT_IN else ()
+        if self.source in NAMED:
+            splits = tuple(NAMED[self.source].splits)
+            if self.field != _FIELD:
+                raise ValueError(f"{self.source} knows where its text lies: leave `field` out")
+        if splits and self.split not in splits:
+            listed = f"{', '.join(splits[:-1])} and {splits[-1]}"
+            raise ValueError(f"{self.source} has the splits {listed}, not {self.split!r}")
         if self.is_generated and self.split != _SAMPLED:
             raise ValueError("generated text has no splits: leave `split` out")
         return self
@@ -99,7 +128,7 @@ class CorpusSection(Section):
     @property
     def is_file(self) -> bool:
         """Whether the source is a local file."""
-        named = self.is_generated or self.source in BUILT_IN
+        named = self.is_generated or self.source in BUILT_IN or self.source in NAMED
         return not named and not self.source.startswith(HUB)
 
     @property
@@ -118,7 +147,9 @@ class CorpusSection(Section):
     @property
     def identity(self) -> tuple[str, str]:
         """Equal for two sections that read the same text, whatever their split is called."""
-        return (self.path, "") if self.is_file else (self.source, self.split)
+        if self.is_file:
+            return (self.path, "")
+        return (NAMED[self.source].hub_name if self.source in NAMED else self.source, self.split)
 
     @classmethod
     def __get_pydantic_json_schema__(
@@ -228,23 +259,37 @@ class CalibrationSection(_Corpora):
 class EvaluateSection(_Corpora):
     """The text on which perplexity is measured, from the start of each corpus."""
 
-    window: Annotated[int, Field(strict=True, ge=2)] = 512
-    """Tokens per window; the loss is of all but the first."""
+    protocol: Protocol = "windows"
+    """windows: as the keys below say. standard: as published perplexities are measured: windows of
+    `context` tokens, all of them (of c4 the first 256), and BOS once, at the start of the text."""
+
+    window: _Window = 512
+    """Tokens per window; the loss is of all but the first. context: the model's, 2048 at most,
+    which is what protocol standard takes unless it is given."""
 
     windows: Count | None = 64
-    """Number of windows of each corpus, from its start; null takes all."""
+    """Number of windows of each corpus, from its start; null takes all, as protocol standard does
+    unless it is given."""
 
     batch_size: Count = 4
     """Windows per forward pass."""
 
     bos: Bos = "auto"
-    """Start every window with the BOS token; auto does it when the tokenizer does."""
+    """Start every window (in protocol standard: the text) with the BOS token; auto does it when
+    the tokenizer does."""
 
     dense: Bool = True
     """Evaluate the uncompressed model on the same tokens too."""
 
     allow_overlap: Bool = False
     """Let calibration and evaluation read the same part of a corpus."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _protocols_defaults(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("protocol") == "standard":
+            return {"window": CONTEXT, "windows": None, **value}
+        return value
 
     @field_validator("corpora")
     @classmethod
@@ -262,8 +307,10 @@ class EvaluateSection(_Corpora):
 
 
 def _with_split(item: Any, split: str) -> Any:
-    if isinstance(item, str):
-        return item if item == GENERATED else {"source": item, "split": split}
-    if isinstance(item, Mapping) and "split" not in item and item.get("source") != GENERATED:
-        return {**item, "split": split}
-    return item
+    source = item.get("source") if isinstance(item, Mapping) else item
+    if source == GENERATED or not isinstance(item, (str, Mapping)):
+        return item
+    if split == "test" and isinstance(source, str) and source in NAMED:
+        split = NAMED[source].test
+    fields = {"source": item} if isinstance(item, str) else item
+    return {"split": split, **fields}

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from asvd_q.errors import CorpusError
 from asvd_q.recipe.corpora import BUILT_IN, HUB, CorpusSection
+from asvd_q.recipe.named import NAMED, NamedCorpus
 from asvd_q.statistics.builtin import Split, python_docs, python_source
 
 __all__ = ["Corpus", "load_corpus"]
@@ -25,7 +26,7 @@ class Corpus:
     Attributes:
         name: short name for tables and records.
         split: which part.
-        text: its documents, joined by empty lines.
+        text: its documents, joined by empty lines, or as `asvd_q.recipe.named` says.
         sha256: of the text in UTF-8, as hexadecimal.
     """
 
@@ -42,14 +43,18 @@ def load_corpus(section: CorpusSection) -> Corpus:
         CorpusError: no such file or data set, not readable, a record without the field, or no
             text in it.
     """
+    between = _BETWEEN_DOCUMENTS
     if section.source in BUILT_IN:
         documents = _built_in(section)
+    elif section.source in NAMED:
+        between = NAMED[section.source].between
+        documents = _of_name(section, NAMED[section.source])
     elif section.source.startswith(HUB):
         documents = _from_hub(section)
     else:
         documents = _from_file(section)
     # A lone surrogate, which JSON can spell, has no UTF-8 and no tokenizer takes it.
-    text = _BETWEEN_DOCUMENTS.join(documents).encode("utf-8", "replace").decode()
+    text = between.join(documents).encode("utf-8", "replace").decode()
     if not text.strip():
         raise CorpusError(f"the corpus {_named(section)} is empty")
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -113,6 +118,31 @@ def _text_of(record: Any, place: str, field: str) -> str:
     if not isinstance(text, str):
         raise CorpusError(f"{place}: the field {field!r} is not text")
     return text
+
+
+def _of_name(section: CorpusSection, known: NamedCorpus) -> list[str]:
+    """Every record's text, empty ones too."""
+    from datasets import load_dataset
+
+    most = known.splits[section.split]
+    settings: dict[str, Any] = {"revision": known.revision}
+    if known.files is None:
+        settings["name"] = known.config
+    else:
+        # The data set's own account of itself is of more files than this one.
+        settings["data_files"] = {section.split: known.files[section.split]}
+        settings["verification_mode"] = "no_checks"
+    try:
+        records = load_dataset(
+            known.path, split=section.split + ("" if most is None else f"[:{most}]"), **settings
+        )
+    except Exception as error:  # the client raises many unrelated kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CorpusError(
+            f"cannot load the corpus {_named(section)} from the hub, {known.path}: {reason}; "
+            "where there is no network, give its text as a local .txt file instead of its name"
+        ) from error
+    return list(records[known.field])
 
 
 def _from_hub(section: CorpusSection) -> list[str]:

@@ -20,6 +20,7 @@ __all__ = [
     "WindowSource",
     "calibration_windows",
     "evaluation_windows",
+    "running_windows",
     "samples_per_corpus",
     "tokenize",
 ]
@@ -119,12 +120,36 @@ def evaluation_windows(
         CorpusError: fewer tokens than one window, or BOS wanted from a tokenizer that has none.
     """
     first = _bos_id(tokenizer, bos)
-    ids = tokenize(corpus, tokenizer)
-    _require(corpus, len(ids), window, window)
-    count = len(ids) // window
-    if windows is not None:
-        count = min(count, windows)
-    return _with_bos(ids[: count * window].view(count, window), first)
+    return _with_bos(_cut(corpus, tokenize(corpus, tokenizer), window, windows), first)
+
+
+def running_windows(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    window: int,
+    windows: int | None = None,
+    bos: Bos = "auto",
+) -> Tensor:
+    """Consecutive windows of the text as the tokenizer gives it: BOS stands at its start alone.
+
+    It is a token of the text, so all after it are moved by one place; a rest shorter than a
+    window is dropped.
+
+    Args:
+        bos: `auto` leaves it to the tokenizer, whatever else that puts around a text included.
+
+    Other arguments, the result and errors are those of `evaluation_windows`.
+
+    Source: the evaluation of GPTQ's and SparseGPT's published code.
+    """
+    if bos == "auto":
+        ids = torch.tensor(tokenizer(corpus.text, verbose=False)["input_ids"], dtype=torch.int64)
+    else:
+        first = _bos_id(tokenizer, bos)
+        ids = tokenize(corpus, tokenizer)
+        ids = ids if first is None else torch.cat([torch.tensor([first]), ids])
+    return _cut(corpus, ids, window, windows)
 
 
 def samples_per_corpus(
@@ -150,6 +175,14 @@ def samples_per_corpus(
                 f"{weight:g}: raise its weight or `samples`, or leave it out"
             )
     return shares
+
+
+def _cut(corpus: Corpus, ids: Tensor, window: int, windows: int | None) -> Tensor:
+    _require(corpus, len(ids), window, window)
+    count = len(ids) // window
+    if windows is not None:
+        count = min(count, windows)
+    return ids[: count * window].view(count, window)
 
 
 def _require(corpus: Corpus, tokens: int, window: int, needed: int) -> None:

@@ -11,7 +11,10 @@ import yaml
 from asvd_q import cli
 from tests.support import WREN
 
-__all__ = ["Outcome", "command", "write_recipe"]
+__all__ = ["EVALUATE", "Outcome", "command", "write_recipe"]
+
+EVALUATE = {"corpus": "python-docs", "window": 64, "windows": 2}
+"""An `evaluate` section that takes a moment."""
 
 
 @dataclass(frozen=True)

@@ -11,30 +11,11 @@ import pytest
 import torch
 
 from asvd_q import __version__
-from asvd_q.progress import silent
 from asvd_q.recipe import json_schema
-from tests.cli.runner import command, write_recipe
+from tests.cli.runner import EVALUATE, command, write_recipe
 from tests.support import WREN
 
 Capture = pytest.CaptureFixture[str]
-_EVALUATE = {"corpus": "python-docs", "window": 64, "windows": 2}
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of wren: factors at 8 bits, one ONNX artefact."""
-    from asvd_q.pipeline import run
-    from asvd_q.recipe import load_recipe
-
-    folder = tmp_path_factory.mktemp("commands")
-    recipe = write_recipe(
-        folder,
-        quantize={"bits": 8, "group_size": 32},
-        evaluate=_EVALUATE,
-        export=[{"format": "onnx", "accuracy_level": 0}],
-    )
-    run(load_recipe(recipe), silent)
-    return folder / "run"
 
 
 def test_imports_are_cheap() -> None:
@@ -101,7 +82,7 @@ def test_plan_as_json_agrees_with_the_run(
 
 
 def test_run_prints_tables(tmp_path: Path, capsys: Capture) -> None:
-    ended = command(capsys, "run", write_recipe(tmp_path, evaluate=_EVALUATE))
+    ended = command(capsys, "run", write_recipe(tmp_path, evaluate=EVALUATE))
     assert ended.code == 0
     assert "python-docs (test)" in ended.out
     assert "layers: kept 0.6" in ended.out
@@ -122,21 +103,6 @@ def test_inspect(run_folder: Path, capsys: Capture, path: str) -> None:
     content = json.loads(command(capsys, "inspect", run_folder / path, "--json").out)
     record = json.loads((run_folder / "run.json").read_text())
     assert content["layers"] == record["layers"]
-
-
-@pytest.mark.parametrize("path", [".", "store", "artefacts/onnx"])
-def test_evaluate_gives_the_runs_perplexity(run_folder: Path, capsys: Capture, path: str) -> None:
-    arguments = ("--corpus", "python-docs", "--window", "64", "--windows", "2", "--json")
-    (found,) = json.loads(command(capsys, "evaluate", run_folder / path, *arguments).out)
-    (expected,) = json.loads((run_folder / "run.json").read_text())["quality"]
-    assert found["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-4)
-    assert found["tokens"] == expected["tokens"] == 2 * 63
-
-
-def test_evaluate_a_model_folder(capsys: Capture) -> None:
-    arguments = ("--corpus", "python-source", "--window", "64", "--windows", "1")
-    ended = command(capsys, "evaluate", WREN, *arguments)
-    assert "python-source (test): perplexity" in ended.out
 
 
 def test_generate_agrees_with_transformers(run_folder: Path, capsys: Capture) -> None:

@@ -12,7 +12,7 @@ import torch
 from scipy.special import log_softmax
 from torch import Tensor
 
-from asvd_q.errors import NumericsError
+from asvd_q.errors import ModelError, NumericsError
 from asvd_q.evaluation.quality import TokenWindows, compare_quality, evaluate_quality
 from asvd_q.evaluation.runners import model_runner
 from asvd_q.models import SourceModel
@@ -103,3 +103,9 @@ def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity() -> None:
 def test_logits_that_are_not_numbers_are_an_error() -> None:
     with pytest.raises(NumericsError, match="NaN logits"):
         evaluate_quality(Fixed(torch.full((64,), float("nan"))), TEXT, batch_size=2)
+
+
+def test_a_reference_of_another_vocabulary() -> None:
+    runners = (Fixed(torch.zeros(60)), Fixed(torch.zeros(64)))
+    with pytest.raises(ModelError, match=r"reference has a vocabulary of 60 .* one of 64"):
+        compare_quality(*runners, TEXT, batch_size=2)

@@ -15,6 +15,7 @@ from asvd_q.statistics.corpora import Corpus
 from asvd_q.statistics.windows import (
     calibration_windows,
     evaluation_windows,
+    running_windows,
     samples_per_corpus,
     tokenize,
 )
@@ -123,6 +124,27 @@ def test_bos_takes_the_first_place(adds_bos: bool, bos: Any, expected: bool) -> 
     assert bool((windows[:, 0] == 7).all()) is expected
     calibrated = calibrate([(corpus(32), 1.0)], tokenizer, bos=bos)
     assert bool((calibrated[:, 0] == 7).all()) is expected
+
+
+@pytest.mark.parametrize(
+    ("adds_bos", "bos", "expected"),
+    [
+        (False, "auto", False),
+        (True, "auto", True),
+        (False, True, True),
+        (True, False, False),
+    ],
+)
+def test_running_windows_have_bos_once(adds_bos: bool, bos: Any, expected: bool) -> None:
+    tokenizer: Any = Numbers(adds_bos=adds_bos)
+    windows = running_windows(corpus(35), tokenizer, window=8, bos=bos)
+    text = [*([7] if expected else []), *range(1000, 1035)]
+    assert windows.shape == (4, 8)
+    assert windows.flatten().tolist() == text[:32]
+    few = running_windows(corpus(35), tokenizer, window=8, windows=3, bos=bos)
+    assert torch.equal(few, windows[:3])
+    with pytest.raises(CorpusError, match="a window of 64 needs at least 64"):
+        running_windows(corpus(35), tokenizer, window=64, bos=bos)
 
 
 def test_bos_from_a_tokenizer_without_one() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnxruntime
 
+from asvd_q.process import thread_limit
+
 __all__ = ["PROVIDERS", "session_options"]
 
 PROVIDERS = ["CPUExecutionProvider"]
@@ -12,7 +14,7 @@ _LEVEL = "session.qdq_matmulnbits_accuracy_level"
 
 
 def session_options(accuracy_level: int | None = None) -> onnxruntime.SessionOptions:
-    """The runtime's defaults, as many threads as it wants to take, and no log lines.
+    """The runtime's defaults, as many threads as `limited_threads` allows, and no log lines.
 
     Args:
         accuracy_level: of the kernels that the runtime puts in place of `DequantizeLinear` and
@@ -20,6 +22,7 @@ def session_options(accuracy_level: int | None = None) -> onnxruntime.SessionOpt
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = thread_limit() or 0  # 0: as many as it wants to take
     if accuracy_level is not None:
         options.add_session_config_entry(_LEVEL, str(accuracy_level))
     return options
