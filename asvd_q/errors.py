@@ -17,6 +17,7 @@ __all__ = [
     "RecipeError",
     "ResourceError",
     "StoreError",
+    "TaskError",
     "first_line",
 ]
 
@@ -64,6 +65,10 @@ class ArtefactError(AsvdQError):
 
 class ParityError(AsvdQError):
     """An exported artefact does not agree with the store it was written from."""
+
+
+class TaskError(AsvdQError):
+    """A task cannot be loaded, or not be put to a model."""
 
 
 class ResourceError(AsvdQError):

@@ -17,6 +17,7 @@ from asvd_q.budget.front import Uniform, front, reach, uniform_models
 from asvd_q.budget.solving import BudgetResult, budget_offering
 from asvd_q.compressing import RECIPE_FILE, SCRATCH, make_store
 from asvd_q.errors import RankError, RecipeError, ResourceError
+from asvd_q.evaluating import measure_tasks, read_tasks
 from asvd_q.evaluation.assess import assess
 from asvd_q.evaluation.quality import Quality, TokenWindows
 from asvd_q.evaluation.runners import model_runner
@@ -70,6 +71,7 @@ def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord
         if not recipe.searches:
             require_exports(prepared)
         _require_claimable(folder)
+        tasks = read_tasks(prepared)
         tokens = read_tokens(prepared, folder, progress)
         _claim(folder, fresh=fresh)
         _check_disk(prepared, folder)
@@ -83,11 +85,14 @@ def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord
             prepared, store = search_and_compress(prepared, windows, folder, meter, progress)
         with meter.stage("evaluate"):
             dense, quality = _evaluate(prepared, store, tokens.texts, progress)
+            answered = measure_tasks(prepared, store, tasks, progress)
         record = _record(prepared, store, tokens).model_copy(
             update={
                 "stages": tuple(meter.records),
                 "dense_quality": tuple(dense),
                 "quality": tuple(quality),
+                "dense_tasks": answered.dense,
+                "tasks": answered.results,
             }
         )
         record = _with_earlier(record, folder)
@@ -234,7 +239,7 @@ def _evaluate(
 ) -> tuple[list[Quality], list[Quality]]:
     """Quality of the dense model (if the recipe wants it) and of the store, text by text."""
     section = prepared.recipe.evaluate
-    if section is None:
+    if section is None or not texts:
         return [], []
     device, dtype = prepared.device, TORCH_TYPES[prepared.recipe.compute_dtype]
     runner = model_runner(prepared.source, store.replaced, device=device, dtype=dtype)

@@ -18,7 +18,7 @@ _THREADS: ContextVar[int | None] = ContextVar("threads", default=None)
 
 
 def settle_process() -> None:
-    """Quiet libraries, and threads that sleep while they wait.
+    """Quiet libraries that report nothing home, and threads that sleep while they wait.
 
     What a library must not impose on its host program: the command line, the benchmarks and the
     tests call it, before anything heavy is imported.
@@ -28,6 +28,7 @@ def settle_process() -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in _NOISY:

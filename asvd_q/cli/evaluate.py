@@ -62,6 +62,12 @@ def evaluate(
             help="Model to compare with, or none; the dense one if left out.",
         ),
     ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="Task of lm-eval, or a task file (.yaml); may be repeated."),
+    ] = None,
+    shots: Annotated[int | None, typer.Option(help="Examples before a task's questions.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Samples per task.")] = None,
     model: ModelOption = None,
     speed: Annotated[bool, typer.Option("--speed", help="Measure speed and memory too.")] = False,
     batches: BatchesOption = "1",
@@ -74,10 +80,12 @@ def evaluate(
     """Quality of a run, a store or an artefact in its runtime, or of a model folder.
 
     Perplexity, and beside the dense model KL divergence and how often both rank the same token
-    first.
+    first. With `--task`, accuracy; corpora are then read only where they are named.
     """
     from asvd_q.evaluation.assess import assess
     from asvd_q.evaluation.runners import model_runner
+    from asvd_q.evaluation.tasks.loading import load_tasks
+    from asvd_q.evaluation.tasks.running import assess_tasks
     from asvd_q.evaluation.texts import evaluation_texts, prompt_tokens
     from asvd_q.opening import open_anything
     from asvd_q.process import limited_threads
@@ -91,16 +99,21 @@ def evaluate(
     )
     from asvd_q.report.progress import showing_progress
     from asvd_q.report.tables import print_table
+    from asvd_q.report.tasks import task_table, tasks_content
     from asvd_q.speed import models_speed, peak_memory
 
     section = evaluate_section(
-        corpora or ["python-docs", "python-source"],
+        corpora or ([] if tasks else ["python-docs", "python-source"]),
         split=split,
         protocol=protocol,
         window=window,
         windows=windows,
         batch_size=batch_size,
+        tasks=tasks or (),
+        shots=shots,
+        limit=limit,
     )
+    loaded = load_tasks(section.tasks)
     load = measured_load(batches, prompts, tokens, rounds)
     measured: list[Speed] = []
     with limited_threads(threads), showing_progress(console(stderr=True)) as progress:
@@ -109,6 +122,15 @@ def evaluate(
         texts = evaluation_texts(section, opened.tokenizer, opened.context)
         beside = None if dense.source is None else model_runner(dense.source)
         found = assess(opened.runner, beside, texts, batch_size=batch_size, progress=progress)
+        answered = assess_tasks(
+            loaded,
+            opened.runner,
+            beside,
+            opened.tokenizer,
+            context=opened.context,
+            batch_size=batch_size,
+            progress=progress,
+        )
         if speed:
             for one in models_speed({path.name: opened}, load, progress):
                 shape = (one.timing.batch, one.timing.prompt)
@@ -120,11 +142,16 @@ def evaluate(
             "reference": None if dense.source is None else dense.source.name,
             "note": dense.note,
             "quality": quality_content(found),
+            "tasks": tasks_content(answered),
             "speed": speed_content(measured) if speed else None,
         }
         print(json.dumps(content, indent=1))  # noqa: T201
         return
-    print_table(console(), quality_of_texts(found, str(path)))
+    if found:
+        print_table(console(), quality_of_texts(found, str(path)))
+    if loaded:
+        print_table(console(), task_table(answered.results, answered.dense))
+        say(f"tasks: {opened.runner.runtime}")
     if dense.note is not None:
         say(dense.note)
     if speed:

@@ -40,6 +40,7 @@ def run(
     from asvd_q.report import tables
     from asvd_q.report.progress import showing_progress
     from asvd_q.report.tables import artefact_table, print_table, quality_table
+    from asvd_q.report.tasks import task_table
 
     terminal = console()
     with showing_progress(console(stderr=True)) as progress:
@@ -51,6 +52,8 @@ def run(
         terminal.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     if record.quality:
         print_table(terminal, quality_table(record))
+    if record.tasks:
+        print_table(terminal, task_table(record.tasks, record.dense_tasks))
     if record.artefacts:
         print_table(terminal, artefact_table(record))
     for line in (

@@ -16,6 +16,7 @@ from asvd_q.recipe.quantize import FULLY_AWARE, FactorAware, QuantizeOverride, Q
 from asvd_q.recipe.quantsettings import QUANTIZATION_METHODS, PartialQuantSpec
 from asvd_q.recipe.schema import Recipe, json_schema
 from asvd_q.recipe.search import SearchSection
+from asvd_q.recipe.tasks import TaskSection
 
 __all__ = [
     "BUILT_IN",
@@ -35,6 +36,7 @@ __all__ = [
     "QuantizeSection",
     "Recipe",
     "SearchSection",
+    "TaskSection",
     "explain_validation_error",
     "json_schema",
     "load_recipe",

@@ -24,21 +24,27 @@ def evaluate_section(
     window: str | None,
     windows: int | None,
     batch_size: int,
+    tasks: Sequence[str] = (),
+    shots: int | None = None,
+    limit: int | None = None,
 ) -> EvaluateSection:
-    """An `evaluate` section for corpora of one split.
+    """An `evaluate` section for corpora of one split, and tasks with one number of shots.
 
     Args:
         split: None takes the one of each corpus that is made for it.
         window, windows: None leaves them to the protocol; 0 windows are all.
 
     Raises:
-        RecipeError: an unknown corpus, or a number out of range.
+        RecipeError: an unknown corpus, a number out of range, or one that nothing reads.
     """
+    if not tasks and (shots is not None or limit is not None):
+        raise RecipeError("--shots and --limit are for tasks: name one with --task")
     part = {} if split is None else {"split": split}
     fields: dict[str, Any] = {
         "corpora": [{"source": corpus, **part} for corpus in corpora],
         "protocol": protocol,
         "batch_size": batch_size,
+        "tasks": [{"task": task, "shots": shots, "limit": limit} for task in tasks],
     }
     if window is not None:
         fields["window"] = int(window) if window.isdecimal() else window

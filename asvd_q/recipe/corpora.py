@@ -22,6 +22,7 @@ from pydantic_core import CoreSchema
 from asvd_q.recipe.base import Bool, Bos, Count, Number, Section, Text
 from asvd_q.recipe.named import NAMED
 from asvd_q.recipe.paths import resolve_path
+from asvd_q.recipe.tasks import TaskSection, distinct_tasks
 
 __all__ = [
     "BUILT_IN",
@@ -218,8 +219,12 @@ class _Corpora(Section):
             "description": "Short form of `corpora` with a single corpus.",
         }
         schema["required"] = [key for key in schema.get("required", []) if key != "corpora"]
-        schema["oneOf"] = [{"required": ["corpora"]}, {"required": ["corpus"]}]
-        return schema
+        return schema | cls._needed()
+
+    @classmethod
+    def _needed(cls) -> JsonSchemaValue:
+        """What of the keys there must be, as a part of the JSON schema."""
+        return {"oneOf": [{"required": ["corpora"]}, {"required": ["corpus"]}]}
 
 
 class CalibrationSection(_Corpora):
@@ -257,7 +262,13 @@ class CalibrationSection(_Corpora):
 
 
 class EvaluateSection(_Corpora):
-    """The text on which perplexity is measured, from the start of each corpus."""
+    """The text on which perplexity is measured, from the start of each corpus, and the tasks."""
+
+    corpora: tuple[CorpusSection, ...] = ()
+    """The corpora; `corpus:` with a single one is the short form. There may be tasks instead."""
+
+    tasks: tuple[TaskSection, ...] = ()
+    """Tasks of lm-eval whose accuracy is measured: names, or paths of task files."""
 
     protocol: Protocol = "windows"
     """windows: as the keys below say. standard: as published perplexities are measured: windows of
@@ -301,9 +312,28 @@ class EvaluateSection(_Corpora):
             )
         return corpora
 
+    @field_validator("tasks")
+    @classmethod
+    def _distinct_tasks(cls, tasks: tuple[TaskSection, ...]) -> tuple[TaskSection, ...]:
+        return distinct_tasks(tasks)
+
+    @model_validator(mode="after")
+    def _something_to_measure(self) -> EvaluateSection:
+        if not self.corpora and not self.tasks:
+            raise ValueError("names neither corpora nor tasks: there is nothing to measure")
+        return self
+
     @classmethod
     def _split(cls) -> str:
         return "test"
+
+    @classmethod
+    def _needed(cls) -> JsonSchemaValue:
+        keys = ("corpora", "corpus", "tasks")
+        return {
+            "anyOf": [{"required": [key]} for key in keys],
+            "not": {"required": ["corpora", "corpus"]},
+        }
 
 
 def _with_split(item: Any, split: str) -> Any:

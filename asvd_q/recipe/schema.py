@@ -17,6 +17,7 @@ from asvd_q.recipe.export import ExportSection
 from asvd_q.recipe.model import ModelSection
 from asvd_q.recipe.quantize import QuantizeSection
 from asvd_q.recipe.search import SearchSection
+from asvd_q.recipe.tasks import CONTINUATION
 from asvd_q.recipe.text import dump_yaml
 
 __all__ = ["SCHEMA_ID", "Recipe", "json_schema"]
@@ -73,7 +74,7 @@ class Recipe(Section):
     """Artefacts to write, each in a folder of its own."""
 
     evaluate: EvaluateSection | None = None
-    """Text that perplexity is measured on."""
+    """Text that perplexity is measured on, and tasks."""
 
     @model_validator(mode="after")
     def _calibrated(self) -> Recipe:
@@ -192,6 +193,13 @@ class Recipe(Section):
                     "would flatter the result: choose another split or corpus for one of them, "
                     "or set evaluate.allow_overlap: true"
                 )
+        if ("python-docs", "test") in calibrated and any(
+            task.task == CONTINUATION for task in self.evaluate.tasks
+        ):
+            raise ValueError(
+                f"calibration reads python-docs (test), which {CONTINUATION} is made of: choose "
+                "another split or task, or set evaluate.allow_overlap: true"
+            )
         return self
 
     @property

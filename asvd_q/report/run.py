@@ -14,6 +14,7 @@ from asvd_q import __version__
 from asvd_q.errors import ArtefactError, first_line
 from asvd_q.evaluation.proof import Proof
 from asvd_q.evaluation.quality import Quality
+from asvd_q.evaluation.tasks.record import TaskResult
 from asvd_q.files import write_text
 from asvd_q.records import Footprint, LayerRecord, SourceIdentity
 from asvd_q.report.resources import StageRecord
@@ -34,6 +35,7 @@ _PACKAGES = (
     "bitsandbytes",
     "gptqmodel",
     "compressed-tensors",
+    "lm-eval",
 )
 
 
@@ -96,6 +98,7 @@ class RunRecord(_Frozen):
         parameters: of the layers looked at.
         layer_bytes, total_bytes: in the store's count; the total has everything.
         quality: of the compressed model; `dense_quality` of the source on the same tokens.
+        tasks: of the compressed model; `dense_tasks` of the source.
     """
 
     version: Literal[1] = 1
@@ -114,6 +117,8 @@ class RunRecord(_Frozen):
     layers: tuple[LayerRecord, ...]
     dense_quality: tuple[Quality, ...] = ()
     quality: tuple[Quality, ...] = ()
+    dense_tasks: tuple[TaskResult, ...] = ()
+    tasks: tuple[TaskResult, ...] = ()
     artefacts: tuple[ArtefactRecord, ...] = ()
     warnings: tuple[str, ...] = ()
 

@@ -205,8 +205,9 @@ def test_the_json_schema_describes_every_field() -> None:
 def test_the_json_schema_takes_the_short_forms() -> None:
     definitions = json_schema()["$defs"]
     assert definitions["CorpusSection"]["type"] == ["object", "string"]
-    for section in ("CalibrationSection", "EvaluateSection"):
-        assert {"required": ["corpus"]} in definitions[section]["oneOf"]
+    assert definitions["TaskSection"]["type"] == ["object", "string"]
+    for section, form in (("CalibrationSection", "oneOf"), ("EvaluateSection", "anyOf")):
+        assert {"required": ["corpus"]} in definitions[section][form]
         assert "corpus" in definitions[section]["properties"]
         assert "corpora" not in definitions[section].get("required", [])
 
