@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from asvd_q import __version__
-from asvd_q.compression import Calibration, check_weights, compress
+from asvd_q.compression import Calibration, SpectraFile, check_weights, compress
 from asvd_q.files import scratch_folder, write_text
 from asvd_q.opening import STORE
 from asvd_q.preparation import Prepared
@@ -69,6 +69,7 @@ def make_store(
             seed=recipe.seed,
             calibration=calibration,
             progress=progress,
+            spectra=SpectraFile(folder, store.key, [layer.name for layer in store.plan]),
         )
     return Store.open(folder / STORE, source)
 

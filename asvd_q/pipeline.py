@@ -16,6 +16,7 @@ from asvd_q.budget.format import format_count
 from asvd_q.budget.front import Uniform, front, reach, uniform_models
 from asvd_q.budget.solving import BudgetResult, budget_offering
 from asvd_q.compressing import RECIPE_FILE, SCRATCH, make_store
+from asvd_q.compression import SPECTRA_FILE
 from asvd_q.errors import RankError, RecipeError, ResourceError
 from asvd_q.evaluating import measure_tasks, read_tasks
 from asvd_q.evaluation.assess import assess
@@ -39,6 +40,7 @@ from asvd_q.quantization import TORCH_TYPES
 from asvd_q.recipe import ExportSection, Recipe
 from asvd_q.recipe.budget import BUDGET_TARGETS
 from asvd_q.report.budget import write_front
+from asvd_q.report.page import REPORT_HTML, REPORT_MARKDOWN, write_report
 from asvd_q.report.resources import StageMeter
 from asvd_q.report.run import RUN_FILE, ArtefactRecord, Quantity, RunRecord, versions
 from asvd_q.report.search import SEARCH
@@ -49,6 +51,9 @@ from asvd_q.store import Store, is_store
 __all__ = ["export_run", "frontier", "prepare_known", "run", "search"]
 
 _LOG_FILE = "log.txt"
+
+_OURS = (RUN_FILE, RECIPE_FILE, ROUNDS, SPECTRA_FILE, REPORT_HTML, REPORT_MARKDOWN, _LOG_FILE)
+"""Files that a run leaves in its folder."""
 
 logger = logging.getLogger("asvd_q")
 
@@ -61,8 +66,8 @@ def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord
         fresh: throw away what an earlier run left in the output folder.
 
     Returns:
-        The record that is also written to `run.json`: after the evaluation, and again after
-        every export, so that an export that fails loses nothing.
+        The record that is also written to `run.json`, and from there into the report: after the
+        evaluation, and again after every export, so that an export that fails loses nothing.
     """
     folder, meter = Path(recipe.output), StageMeter()
     with meter.stage("prepare"):
@@ -96,7 +101,7 @@ def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord
             }
         )
         record = _with_earlier(record, folder)
-        record.write(folder)
+        _write(record, folder)
         for section, exporter in prepared.exports:
             progress(f"exporting {section.name}", 0, 1)
             with meter.stage(f"export {section.name}"):
@@ -105,7 +110,7 @@ def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord
             progress(f"exporting {section.name}", 1, 1)
             record = record.with_artefact(artefact)
             record = record.model_copy(update={"stages": tuple(meter.records)})
-            record.write(folder)
+            _write(record, folder)
         for note in _notes(record):
             logger.info(note)
     return record
@@ -173,7 +178,7 @@ def export_run(folder: Path, section: ExportSection, model: str | None = None) -
     exporter = make_exporter(section.format, section.options, where="--option", file="export")
     store = open_run_store(folder, model)
     artefact = _export(store, exporter, section, folder, proof_tokens(store.source, [], None))
-    RunRecord.read(folder).with_artefact(artefact).write(folder)
+    _write(RunRecord.read(folder).with_artefact(artefact), folder)
     return artefact
 
 
@@ -220,7 +225,7 @@ def _claim(folder: Path, *, fresh: bool) -> None:
         ResourceError: the folder cannot be written.
     """
     if fresh and is_store(folder / STORE):
-        for name in (RUN_FILE, RECIPE_FILE, ROUNDS, _LOG_FILE):
+        for name in _OURS:
             (folder / name).unlink(missing_ok=True)
         # The store goes last: it is what tells that the folder is ours.
         for part in (ARTEFACTS, SCRATCH, STORE):
@@ -260,6 +265,12 @@ def _export(
         tokens=tokens,
         options=section.options,
     )
+
+
+def _write(record: RunRecord, folder: Path) -> None:
+    """The record, and the report on it."""
+    record.write(folder)
+    write_report(folder, record)
 
 
 def _record(prepared: Prepared, store: Store, tokens: Tokens) -> RunRecord:

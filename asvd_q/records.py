@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from asvd_q.plan import FloatType, Form, LayerPlan, QuantSpec, Role, Slot
 
-__all__ = ["ArtefactMetadata", "Footprint", "LayerRecord", "SourceIdentity"]
+__all__ = ["ArtefactMetadata", "Footprint", "LayerRecord", "LayerSpectrum", "SourceIdentity"]
 
 
 class _Frozen(BaseModel):
@@ -74,6 +74,29 @@ class LayerRecord(_Frozen):
             role=self.role,
             tied=self.tied,
         )
+
+
+class LayerSpectrum(_Frozen):
+    """Singular values that one layer's factors were cut from, at a few ranks.
+
+    Attributes:
+        of: what was decomposed: the layer's weight, or what codes left of it for a correction.
+        rank: where it was cut.
+        count: number of singular values, the smaller side of the matrix.
+        numerical_rank: of them above rounding noise.
+        kept: share of Σ σ² up to the rank.
+        ranks: counted from 1, ascending, logarithmically spaced up to the numerical rank; `rank`
+            is among them where it is within that.
+        values: σ at these ranks, relative to the largest.
+    """
+
+    of: Literal["weight", "residual"] = "weight"
+    rank: int
+    count: int
+    numerical_rank: int
+    kept: float
+    ranks: tuple[int, ...]
+    values: tuple[float, ...]
 
 
 class SourceIdentity(_Frozen):

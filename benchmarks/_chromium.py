@@ -14,7 +14,7 @@ import select
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Page:
         """
         self._read, self._write = read, write
         self._buffer = bytearray()
+        self._events: list[dict[str, Any]] = []
         self._sent = 0
         self._session: str | None = None
         target = self._ask("Target.createTarget", url="about:blank")["targetId"]
@@ -47,9 +48,31 @@ class Page:
         self._session = attached["sessionId"]
         self._ask("Page.enable")
 
-    def look(self, *, width: int, height: int, scheme: str) -> None:
-        """Set the size in CSS pixels, and "light" or "dark"."""
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": True}
+    def watch(self) -> None:
+        """Keep what the page asks the network for and what it writes to its console."""
+        for domain in ("Network", "Runtime", "Log"):
+            self._ask(f"{domain}.enable")
+
+    def go_offline(self) -> None:
+        """Let no request reach a network."""
+        conditions = {"latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+        self._ask("Network.emulateNetworkConditions", offline=True, **conditions)
+
+    def events(self) -> list[dict[str, Any]]:
+        """What has been kept since `watch`, or since it was last asked for."""
+        found, self._events = self._events, []
+        return found
+
+    def look(
+        self, *, width: int, height: int, scheme: str, mobile: bool = True, scale: int = 2
+    ) -> None:
+        """Set the size in CSS pixels, and "light" or "dark".
+
+        Args:
+            mobile: a page wider than the screen can be moved sideways, as on a phone.
+            scale: pixels of a picture per CSS pixel.
+        """
+        metrics = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": mobile}
         self._ask("Emulation.setDeviceMetricsOverride", **metrics)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self._ask("Emulation.setEmulatedMedia", features=features)
@@ -67,10 +90,34 @@ class Page:
             raise BrowserError(f"{expression}: {answer['exceptionDetails'].get('text')}")
         return answer["result"].get("value")
 
-    def screenshot(self, file: Path) -> None:
-        """Save what the page looks like as PNG."""
-        answer = self._ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+    def screenshot(self, file: Path, *, whole: bool = False) -> None:
+        """Save what the page looks like as PNG.
+
+        Args:
+            whole: from its top to its end, not only what the window shows.
+        """
+        more: dict[str, Any] = {}
+        if whole:
+            size = self._ask("Page.getLayoutMetrics")["cssContentSize"]
+            more["clip"] = {"x": 0, "y": 0, "scale": 1} | {
+                side: size[side] for side in ("width", "height")
+            }
+        answer = self._ask(
+            "Page.captureScreenshot", format="png", captureBeyondViewport=True, **more
+        )
         file.write_bytes(base64.b64decode(answer["data"]))
+
+    def press(self, key: str, code: int, text: str = "") -> None:
+        """Press and release a key where the focus is.
+
+        Args:
+            key: its name in the DOM.
+            code: its key code in Windows.
+            text: what it types.
+        """
+        words = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        self._ask("Input.dispatchKeyEvent", type="keyDown", text=text, **words)
+        self._ask("Input.dispatchKeyEvent", type="keyUp", **words)
 
     def _ask(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._sent += 1
@@ -87,7 +134,9 @@ class Page:
         while True:
             answer = self._next(deadline)
             if answer.get("id") != self._sent:
-                continue  # an event
+                if "method" in answer:
+                    self._events.append(answer)
+                continue
             if "error" in answer:
                 raise BrowserError(f"{method}: {answer['error'].get('message')}")
             result: dict[str, Any] = answer["result"]
@@ -113,11 +162,12 @@ def find_browser() -> str | None:
 
 
 @contextmanager
-def open_page(browser: str, profile: Path) -> Iterator[Page]:
+def open_page(browser: str, profile: Path, options: Sequence[str] = ()) -> Iterator[Page]:
     """A page of a browser of its own, which ends with the block.
 
     Args:
         profile: an empty folder.
+        options: more of the browser's own.
     """
     # High numbers, so that moving them to 3 and 4 in the child overwrites neither.
     ours, theirs = os.pipe(), os.pipe()
@@ -139,6 +189,7 @@ def open_page(browser: str, profile: Path) -> Iterator[Page]:
         "--no-first-run",
         "--remote-debugging-pipe",
         f"--user-data-dir={profile}",
+        *options,
         "about:blank",
     ]
     process = subprocess.Popen(

@@ -66,7 +66,10 @@ def test_what_a_run_folder_holds(finished: Path) -> None:
         "artefacts",
         "log.txt",
         "recipe.yaml",
+        "report.html",
+        "report.md",
         "run.json",
+        "spectra.json",
         "store",
     }
     record = json.loads((finished / "run.json").read_text())

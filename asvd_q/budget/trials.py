@@ -165,7 +165,7 @@ class LayerTrials:
             float_type=self._float_type,
             aware=self._aware,
             base=self._bases.get(spec),
-        )
+        ).stored
         inputs = self._evidence.inputs
         outputs = self._applied(stored["weight"], inputs)
         outputs += self._applied(stored["A"], self._applied(stored["B"], inputs))

@@ -6,6 +6,7 @@ from asvd_q.cli import (  # noqa: F401 - each adds its commands to the applicati
     inspect,
     latency,
     look_ahead,
+    report,
     run,
     search,
 )

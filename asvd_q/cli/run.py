@@ -38,6 +38,7 @@ def run(
     loaded = load(recipe, with_budget(overrides, size, bits_per_weight))
     from asvd_q import pipeline
     from asvd_q.report import tables
+    from asvd_q.report.page import REPORT_HTML
     from asvd_q.report.progress import showing_progress
     from asvd_q.report.tables import artefact_table, print_table, quality_table
     from asvd_q.report.tasks import task_table
@@ -63,6 +64,7 @@ def run(
         f"{tables.size(record.total_bytes.after)} "
         f"in the source's float type, codes at their own width",
         f"run folder: {loaded.output}",
+        f"report: {Path(loaded.output) / REPORT_HTML}",
     ):
         terminal.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -27,7 +27,7 @@ from asvd_q.plan import FloatType, LayerPlan, Slot
 from asvd_q.quantization import StoredWeight
 from asvd_q.recipe import FULLY_AWARE, CorrectSection, FactorAware
 
-__all__ = ["corrected"]
+__all__ = ["Corrected", "corrected"]
 
 _POWER = 0.0
 """Of the singular values in A: its columns stay orthonormal, B holds them all."""
@@ -40,6 +40,19 @@ _PAIR: tuple[Slot, ...] = ("B", "A")
 Stored = dict[Slot, StoredWeight]
 
 
+@dataclass(frozen=True)
+class Corrected:
+    """What came of one layer.
+
+    Attributes:
+        stored: codes Q, and A B beside them, all as they are stored.
+        values: singular values (k,) of what A B was cut from; None where it is no truncation.
+    """
+
+    stored: Stored
+    values: Tensor | None
+
+
 def corrected(
     target: CorrectionTarget,
     plan: LayerPlan,
@@ -49,7 +62,7 @@ def corrected(
     float_type: FloatType,
     aware: FactorAware = FULLY_AWARE,
     base: StoredWeight | None = None,
-) -> Stored:
+) -> Corrected:
     """Codes Q, and A B beside them, W ≈ Q + A B, all as they are stored.
 
     Args:
@@ -85,11 +98,12 @@ class _Job:
     float_type: FloatType
     aware: FactorAware
 
-    def after(self, base: StoredWeight | None) -> Stored:
+    def after(self, base: StoredWeight | None) -> Corrected:
         codes = self._codes(self.target.weight, None) if base is None else base
-        return self._beside(codes, self._factors(self._residual(codes)))
+        residual = self._residual(codes)
+        return Corrected(self._beside(codes, self._factors(residual)), residual.values)
 
-    def inside(self) -> Stored:
+    def inside(self) -> Corrected:
         basis = self.target.directions[: self._rank]
         factors = self._rotated(Factors(A=self.target.weight.double() @ basis.T, B=basis))
         right = stored_matrix(factors.B, self.plan, "B", self.float_type, self.target.gram)
@@ -107,26 +121,27 @@ class _Job:
         )
         stored: Stored = {"weight": codes, "B": right, "A": left}
         if self._rounded:
-            return self._lower(stored, self._closed(stored))[0]
-        return stored
+            stored = self._lower(stored, self._closed(stored))[0]
+        return Corrected(stored, None)
 
-    def alternate(self) -> Stored:
+    def alternate(self) -> Corrected:
         """Rounds of codes for W − A B and of A B for W − Q, while the stored error falls."""
         factors = self._factors(self.target.spectrum)
-        best: Stored = {}
+        best = Corrected({}, None)
         lowest = math.inf
         closing = self._rounded
         for _ in range(self.section.rounds):
             codes = self._around(factors)
-            factors = self._factors(self._residual(codes))
+            residual = self._residual(codes)
+            factors = self._factors(residual)
             stored = self._beside(codes, factors)
             if closing:  # as long as it helps
                 stored, error, closing = self._lower(stored, self._closed(stored))
             else:
                 error = self._error(stored)
-            if best and not error < lowest:
+            if best.stored and not error < lowest:
                 break
-            best, lowest = stored, error
+            best, lowest = Corrected(stored, residual.values), error
         return best
 
     @property

@@ -30,11 +30,13 @@ class Decomposition:
     Attributes:
         target: the matrix (out, in) that the factors approximate: W, or what it was refitted to.
         factors: float64.
+        values: singular values (k,) that they were cut from.
         notes: what a reader of the layer's record should know.
     """
 
     target: Tensor
     factors: Factors
+    values: Tensor
     notes: tuple[str, ...]
 
 
@@ -78,4 +80,4 @@ def decompose(
         factors = refit_left(factors, found.weight, statistics.gram)
     if section.rotation != "none":
         factors = rotate(factors, latent_rotation(plan.rank, section.rotation, seed, plan.name))
-    return Decomposition(found.weight, factors, tuple(notes))
+    return Decomposition(found.weight, factors, found.values, tuple(notes))

@@ -16,6 +16,7 @@ from asvd_q.compression.matrices import (
     stored_product,
     too_wide,
 )
+from asvd_q.compression.spectra import layer_spectrum
 from asvd_q.decomposition import (
     CorrectionTarget,
     refit_target,
@@ -32,7 +33,7 @@ from asvd_q.recipe import (
     FactorAware,
     QuantizeSection,
 )
-from asvd_q.records import LayerRecord
+from asvd_q.records import LayerRecord, LayerSpectrum
 from asvd_q.statistics.collectors import SiteStatistics
 from asvd_q.store import StoredLayer
 
@@ -149,12 +150,14 @@ class _Made:
     Attributes:
         before: what the stored matrices approximate, (out, in).
         decomposed: whether that is an approximation of the weight itself.
+        spectrum: of what the factors were cut from.
         notes: of what was done, without those of the matrices.
     """
 
     stored: dict[Slot, StoredWeight]
     before: Tensor
     decomposed: bool = False
+    spectrum: LayerSpectrum | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -183,7 +186,11 @@ def _factorised(
     stored = stored_factors(
         found.factors, found.target, plan, float_type, gram, _aware(quantization)
     )
-    return _Made(stored, found.factors.product(), decomposed=True, notes=found.notes)
+    assert plan.rank is not None
+    spectrum = layer_spectrum(found.values, plan.rank)
+    return _Made(
+        stored, found.factors.product(), decomposed=True, spectrum=spectrum, notes=found.notes
+    )
 
 
 def _corrected(
@@ -197,11 +204,12 @@ def _corrected(
 ) -> _Made:
     """Codes and the correction beside them, for the layer's target."""
     assert statistics is not None
+    assert plan.rank is not None
     target = CorrectionTarget(
         _target(weight, float_type, statistics, quantization), statistics.gram, plan.name
     )
     section = section or CorrectSection()
-    stored = corrected(
+    found = corrected(
         target,
         plan,
         section,
@@ -210,7 +218,10 @@ def _corrected(
         aware=_aware(quantization),
     )
     notes = () if section.method == "inside" else target.scaling.notes
-    return _Made(stored, target.weight, notes=notes)
+    spectrum = None
+    if found.values is not None:
+        spectrum = layer_spectrum(found.values, plan.rank, of="residual")
+    return _Made(found.stored, target.weight, spectrum=spectrum, notes=notes)
 
 
 def _target(
@@ -271,6 +282,7 @@ def _measured(
             weight, plan, float_type, made.stored, errors, statistics is not None, notes
         ),
         weights=made.stored,
+        spectrum=made.spectrum,
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from asvd_q.compression.layer import compress_layer, keep_layer
 from asvd_q.compression.pairs import site_by_site
+from asvd_q.compression.spectra import SpectraFile
 from asvd_q.errors import NumericsError
 from asvd_q.methods import METHODS
 from asvd_q.models.assemble import nothing_replaced
@@ -79,6 +80,7 @@ def compress(
     seed: int,
     calibration: Calibration | None,
     progress: Progress,
+    spectra: SpectraFile | None = None,
 ) -> None:
     """Carry out the store's plan, block by block.
 
@@ -89,12 +91,15 @@ def compress(
         correction: how to correct; None takes that section's defaults.
         seed: of all that is random in a layer, together with the layer's name.
         calibration: None when nothing needs statistics; errors are then those of the weights.
+        spectra: keeps the singular values that factors are cut from.
 
     Raises:
         NumericsError: NaN or infinity in a weight or an activation, naming the layer.
     """
     sequential = calibration is not None and calibration.sequential
-    loop = _Loop(model, store, section, quantization, correction, seed, progress, sequential)
+    loop = _Loop(
+        model, store, section, quantization, correction, seed, progress, sequential, spectra
+    )
     if calibration is None:
         for done, block in enumerate(store.blocks()):
             if not store.is_finished(block):
@@ -115,6 +120,7 @@ class _Loop:
         seed: int,
         progress: Progress,
         sequential: bool,
+        spectra: SpectraFile | None,
     ) -> None:
         self.model = model
         self.store = store
@@ -124,6 +130,7 @@ class _Loop:
         self.seed = seed
         self.progress = progress
         self.sequential = sequential
+        self.spectra = spectra
         self.weights = model.skeleton.by_name
         self.fisher: dict[str, Tensor] = {}
 
@@ -170,10 +177,16 @@ class _Loop:
     def write(self, part: Part, statistics: dict[str, SiteStatistics]) -> None:
         """Compress and store the planned layers of one part."""
         layers = [plan for plan in self.store.plan if plan.part == part]
-        self.store.write_block(
+        self._keep(
             part,
             [self._layer(plan, statistics.get(plan.name), bool(statistics)) for plan in layers],
         )
+
+    def _keep(self, part: Part, layers: list[StoredLayer]) -> None:
+        """Spectra first: a block that the store has sealed is not compressed again."""
+        if self.spectra is not None:
+            self.spectra.add({layer.record.name: layer.spectrum for layer in layers})
+        self.store.write_block(part, layers)
 
     def _layer(
         self, plan: LayerPlan, statistics: SiteStatistics | None, calibrated: bool
@@ -240,7 +253,7 @@ class _Loop:
             ):
                 for name in site.modules:
                     done[name] = self._layer(plans[name], statistics, True)
-            self.store.write_block(
+            self._keep(
                 index,
                 [done.get(name) or self._layer(plan, None, True) for name, plan in plans.items()],
             )

@@ -159,7 +159,8 @@ def plot_budgets(
 def part_of(layer: str) -> str:
     """Whether a layer belongs to attention, to the MLP, or to something else, by its name."""
     kind = layer.rsplit(".", 1)[-1]
-    if kind in _ATTENTION_KINDS or ".attn." in layer:
+    inside = any("attn" in part or "attention" in part for part in layer.split("."))
+    if inside or kind in _ATTENTION_KINDS:
         return ATTENTION
     return MLP if kind in _MLP_KINDS or ".mlp." in layer else OTHER
 

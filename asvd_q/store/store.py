@@ -31,7 +31,7 @@ from asvd_q.models import SourceModel, WeightRef
 from asvd_q.plan import FloatType, LayerPlan, Part, Plan, Slot
 from asvd_q.quantization.registry import weight_from_tensors
 from asvd_q.quantization.weights import TORCH_TYPES, FloatWeight, StoredWeight
-from asvd_q.records import ArtefactMetadata, LayerRecord, SourceIdentity
+from asvd_q.records import ArtefactMetadata, LayerRecord, LayerSpectrum, SourceIdentity
 
 __all__ = ["Store", "StoreHeader", "StoredLayer", "is_store", "store_metadata"]
 
@@ -72,10 +72,15 @@ class StoredLayer:
 
     A layer that was left alone has its source weight under "weight", in the store's float type.
     The bias is not here: it is the source's, untouched, and belongs to A or to the dense weight.
+
+    Attributes:
+        spectrum: of what its factors were cut from. Known when it has just been made; a store
+            does not keep it.
     """
 
     record: LayerRecord
     weights: Mapping[Slot, StoredWeight]
+    spectrum: LayerSpectrum | None = None
 
     def replacement(self) -> dict[Slot, Tensor] | None:
         """Matrices that stand in for the source weight; None for a layer left alone.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asvd_q.compression import Calibration, compress
+from asvd_q.compression import Calibration, SpectraFile, compress
 from asvd_q.files import sha256
 from asvd_q.models import SourceModel
 from asvd_q.models.blockwise import BlockwiseModel
@@ -41,12 +41,14 @@ def compress_to(
     float_type: FloatType = "float32",
     seed: int = 0,
     progress: Progress = quiet,
+    spectra: Path | None = None,
 ) -> Store:
     """Compress, or go on with what is in `folder`.
 
     Args:
         windows: None compresses without statistics.
         scratch: folder for hidden states; None keeps them in memory.
+        spectra: folder for the singular values; None keeps none.
     """
     source = SourceModel.open(str(model))
     recipe = Recipe.model_validate(
@@ -81,6 +83,9 @@ def compress_to(
         seed=recipe.seed,
         calibration=calibration,
         progress=progress,
+        spectra=None
+        if spectra is None
+        else SpectraFile(spectra, store.key, [layer.name for layer in plan]),
     )
     return Store.open(folder, source)
 

@@ -77,7 +77,7 @@ def done(case: Case, plan: LayerPlan, base: StoredWeight | None = None, **sectio
         0,
         float_type="float32",
         base=base,
-    )
+    ).stored
 
 
 def output_error(case: Case, stored: dict[Slot, StoredWeight]) -> float:
