@@ -39,9 +39,9 @@ def schema(
 ) -> None:
     """The JSON schema of recipes, for editors; or the same as a page for people."""
     if markdown:
-        from asvd_q.reference import reference_page
+        from asvd_q.schema_page import recipe_page
 
-        print(reference_page(), end="")  # noqa: T201
+        print(recipe_page(), end="")  # noqa: T201
         return
     from asvd_q.recipe import json_schema
 

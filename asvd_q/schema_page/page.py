@@ -12,11 +12,11 @@ from asvd_q.exporter_registry import available_exporters, exporter_class
 from asvd_q.methods import METHODS
 from asvd_q.recipe import PartialQuantSpec, Recipe
 from asvd_q.recipe.quantsettings import KEYS
-from asvd_q.reference.definitions import Definitions
-from asvd_q.reference.examples import EXAMPLES
-from asvd_q.reference.tables import field_table, field_texts, model_text
+from asvd_q.schema_page.definitions import Definitions
+from asvd_q.schema_page.examples import EXAMPLES
+from asvd_q.schema_page.tables import field_table, field_texts, model_text
 
-__all__ = ["reference_page"]
+__all__ = ["recipe_page"]
 
 _TITLES = {
     "CorpusSection": "A corpus",
@@ -54,7 +54,7 @@ FORMAT --option KEY=VALUE` takes. Packages can bring [formats of their own](expo
 """
 
 
-def reference_page() -> str:
+def recipe_page() -> str:
     """The page, with the options of every exporter that is installed.
 
     Raises:

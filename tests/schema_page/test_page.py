@@ -10,9 +10,9 @@ import pytest
 from asvd_q.exporter_registry import available_exporters, exporter_class
 from asvd_q.methods import METHODS
 from asvd_q.recipe import Recipe
-from asvd_q.reference import reference_page
-from asvd_q.reference.definitions import Definitions
-from asvd_q.reference.examples import EXAMPLES
+from asvd_q.schema_page import recipe_page
+from asvd_q.schema_page.definitions import Definitions
+from asvd_q.schema_page.examples import EXAMPLES
 from tests.cli.runner import command
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipe.md"
@@ -32,14 +32,14 @@ def rows(page: str) -> dict[str, list[str]]:
 
 def test_the_page_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     printed = command(capsys, "schema", "--markdown").out
-    assert printed == reference_page()
+    assert printed == recipe_page()
     assert PAGE.read_text(encoding="utf-8") == printed, (
         "the schema has changed: asvd-q schema --markdown > docs/recipe.md"
     )
 
 
 def test_every_key_has_a_row_with_a_meaning() -> None:
-    page = reference_page()
+    page = recipe_page()
     found = rows(page)
     assert found["The recipe"] == list(Recipe.model_fields)
     definitions = Definitions()
@@ -57,7 +57,7 @@ def test_every_key_has_a_row_with_a_meaning() -> None:
 
 
 def test_every_link_of_the_page_has_its_heading() -> None:
-    page = reference_page()
+    page = recipe_page()
     headings = [line.lstrip("# ") for line in page.splitlines() if line.startswith("#")]
     anchors = {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
     assert set(re.findall(r"\]\(#([^)]*)\)", page)) <= anchors
@@ -83,4 +83,4 @@ def test_every_section_has_an_example() -> None:
     ],
 )
 def test_values_are_in_words(row: str) -> None:
-    assert row in reference_page()
+    assert row in recipe_page()

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from asvd_q.reference.values import Linker, default_words, value_words
+from asvd_q.schema_page.values import Linker, default_words, value_words
 
 __all__ = ["field_table", "field_texts", "model_text"]
 
