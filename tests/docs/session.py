@@ -81,6 +81,8 @@ class Session:
             case "console" | "bash":
                 for step in steps(block.language, block.body):
                     self._give(step, where)
+            case "python" if (name := _file_name(block.body, ".py")) and self.has_source:
+                self._write(name, block.body)
             case "python":
                 self._printed = self._interpreter.run(block.body, page, block.line)
             case "text":
@@ -92,6 +94,8 @@ class Session:
                 self._shell("patch --quiet -p1", where, given=block.body)
             case "toml":
                 tomllib.loads(block.body)
+            case "math":
+                pass
             case other:
                 pytest.fail(f"{where}: nobody knows what to do with {other!r}")
 
@@ -147,20 +151,25 @@ class Session:
 
         Sections that are shown alone are tried with a model and a calibration.
         """
-        name = body.partition("\n")[0].removeprefix("# ").strip()
-        kept = name.endswith((".yaml", ".yml")) and " " not in name
-        path = self.folder / (name if kept else ".shown.yaml")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        given = yaml.safe_load(body)
+        name = _file_name(body, ".yaml")
+        if name and self.has_source:  # which may know more than the recipes here
+            self._write(name, body)
+            return
         sections = {
             "model": {"path": "model"},
             "calibration": {"corpora": ["generated"], "sequential": True},
         }
-        text = body if kept else yaml.safe_dump(sections | given)
-        path.write_text(text, encoding="utf-8")
+        text = body if name else yaml.safe_dump(sections | yaml.safe_load(body))
+        path = self._write(name or ".shown.yaml", text)
         recipe = load_recipe(path)
         for index, export in enumerate(recipe.export):
             make_exporter(export.format, export.options, where=f"export.{index}", file=where)
+
+    def _write(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
 
     def _environment(self) -> dict[str, str]:
         own = [self.folder, self.folder / "exporters"] if self.has_source else []
@@ -173,3 +182,10 @@ class Session:
             "HF_MODULES_CACHE": str(self.folder / _MODULES),
             "TOKENIZERS_PARALLELISM": "false",
         }
+
+
+def _file_name(body: str, ending: str) -> str:
+    """The path that a block has in a comment on top; empty where it is none."""
+    line = body.partition("\n")[0]
+    name = line.removeprefix("# ").strip()
+    return name if line.startswith("# ") and name.endswith(ending) and " " not in name else ""
