@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
+
+import typer
 
 from asvd_q.cli.app import app
 from asvd_q.cli.console import console
@@ -29,8 +32,17 @@ def inspect(path: PathArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def schema() -> None:
-    """The JSON schema of recipes, for editors."""
+def schema(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The reference as a page: docs/recipe.md.")
+    ] = False,
+) -> None:
+    """The JSON schema of recipes, for editors; or the same as a page for people."""
+    if markdown:
+        from asvd_q.schema_page import recipe_page
+
+        print(recipe_page(), end="")  # noqa: T201
+        return
     from asvd_q.recipe import json_schema
 
     print(json.dumps(json_schema(), indent=1))  # noqa: T201

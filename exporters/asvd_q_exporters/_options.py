@@ -55,7 +55,7 @@ class CheckpointOptions(BaseModel):
 
     Attributes:
         dtype: of everything that is not quantized, and what `config.json` tells loaders to
-            compute in; None keeps the source model's.
+            compute in; left out, the source model's.
         compute_dtype: in which `open` runs the model, for evaluation and proof.
     """
 
