@@ -179,7 +179,7 @@ def test_running_again_keeps_what_export_added(tmp_path: Path) -> None:
     export_run(tmp_path / "run", ExportSection.model_validate({"format": "transformers"}))
     card = (tmp_path / "run/artefacts/transformers/README.md").read_text(encoding="utf-8")
     assert "the same arg max for 100.00%" in card
-    assert "None had been measured" in card
+    assert "No perplexity had been measured" in card
     record = run(recipe, _silent)
     assert [artefact.name for artefact in record.artefacts] == ["transformers"]
 

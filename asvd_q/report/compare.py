@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from asvd_q.errors import RecipeError
 from asvd_q.evaluation.quality import Quality
+from asvd_q.report.compare_tasks import TaskScore, task_scores
 from asvd_q.report.recipes import flatten, read_recipe
 from asvd_q.report.run import RunRecord
 
@@ -48,6 +49,7 @@ class ComparedRun:
         recipe: the resolved one; None where it is gone.
         scores: by (corpus, split), in the order of the record.
         same_model: whether its source has the weights of the first run's.
+        tasks: by (task, metric).
     """
 
     label: str
@@ -55,6 +57,7 @@ class ComparedRun:
     recipe: Mapping[str, Any] | None
     scores: Mapping[tuple[str, str], TextScore]
     same_model: bool = True
+    tasks: Mapping[tuple[str, str], TaskScore] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,10 @@ def compare(runs: Sequence[tuple[str, RunRecord, Mapping[str, Any] | None]]) -> 
         ComparedRun(label, record, recipe, _scores(record), _weights(record) == _weights(first))
         for label, record, recipe in runs
     ]
-    compared = tuple(_marked(run, plain) for run in plain)
+    tasks = task_scores([record for _, record, _ in runs])
+    compared = tuple(
+        replace(_marked(run, plain), tasks=found) for run, found in zip(plain, tasks, strict=True)
+    )
     return Comparison(compared, _differences(compared), tuple(_notes(compared)))
 
 
@@ -150,8 +156,8 @@ def _marked(run: ComparedRun, runs: Sequence[ComparedRun]) -> ComparedRun:
     for key, score in run.scores.items():
         reference = next(other for other in runs if key in other.scores)
         unlike = tuple(_unlike(run, reference, key))
-        scores[key] = TextScore(score.quality, score.sha256, score.dense, unlike)
-    return ComparedRun(run.label, run.record, run.recipe, scores, run.same_model)
+        scores[key] = replace(score, unlike=unlike)
+    return replace(run, scores=scores)
 
 
 def _unlike(run: ComparedRun, reference: ComparedRun, key: tuple[str, str]) -> Iterator[str]:
@@ -207,3 +213,6 @@ def _notes(runs: Sequence[ComparedRun]) -> Iterator[str]:
                 yield (
                     f"{run.label}: {corpus} ({split}) is not comparable: {'; '.join(score.unlike)}"
                 )
+        tasks = {task: score.unlike for (task, _), score in run.tasks.items() if score.unlike}
+        for task, unlike in tasks.items():
+            yield f"{run.label}: {task} is not comparable: {'; '.join(unlike)}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from asvd_q.report.compare import ComparedRun, Comparison, TextScore
 from asvd_q.report.markdown import markdown_table
 from asvd_q.report.tables import Table, size
+from asvd_q.report.tasks import metric_text
 
 __all__ = ["comparison_content", "comparison_markdown", "comparison_tables"]
 
@@ -22,10 +23,12 @@ _LONG = 40
 def comparison_tables(comparison: Comparison) -> list[Table]:
     """Sizes and cost, quality, and what the recipes differ in; empty ones are left out."""
     labels = ("", *(run.label for run in comparison.runs))
+    texts = _legend(score.unlike for run in comparison.runs for score in run.scores.values())
+    tasks = _legend(score.unlike for run in comparison.runs for score in run.tasks.values())
     parts = {
         "Runs": _sizes(comparison),
-        f"Quality{_legend(comparison)}": _texts(comparison),
-        # Scores of tasks, once records have them, are a part of their own here.
+        f"Quality{texts}": _texts(comparison),
+        f"Tasks{tasks}": _tasks(comparison),
         "What the recipes differ in": _recipes(comparison),
     }
     found = {title: tuple(rows) for title, rows in parts.items()}
@@ -54,9 +57,8 @@ def comparison_content(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _legend(comparison: Comparison) -> str:
-    marked = any(score.unlike for run in comparison.runs for score in run.scores.values())
-    return ", * not comparable with the first run that has the text" if marked else ""
+def _legend(unlike: Iterable[tuple[str, ...]]) -> str:
+    return ", * not comparable with the first run that has it" if any(unlike) else ""
 
 
 def _sizes(comparison: Comparison) -> Iterator[tuple[str, ...]]:
@@ -96,6 +98,22 @@ def _texts(comparison: Comparison) -> Iterator[tuple[str, ...]]:
                 marked = text is not None and score is not None and score.unlike
                 cells.append((text or _NONE) + (_MARK if marked else ""))
             yield (f"{corpus} ({split}) {name}", *cells)
+
+
+def _tasks(comparison: Comparison) -> Iterator[tuple[str, ...]]:
+    for task, metric in dict.fromkeys(key for run in comparison.runs for key in run.tasks):
+        scores = [run.tasks.get((task, metric)) for run in comparison.runs]
+        marks = ["" if score is None or not score.unlike else _MARK for score in scores]
+        values = [_NONE if score is None else metric_text(score.value) for score in scores]
+        dense = [
+            _NONE if score is None or score.dense is None else metric_text(score.dense)
+            for score in scores
+        ]
+        for word, cells in (("dense", dense), ("compressed", values)):
+            yield (
+                f"{task} {metric} {word}",
+                *(cell + mark for cell, mark in zip(cells, marks, strict=True)),
+            )
 
 
 def _recipes(comparison: Comparison) -> Iterator[tuple[str, ...]]:
@@ -146,6 +164,21 @@ def _content(run: ComparedRun) -> dict[str, Any]:
                 "why_not": list(score.unlike),
             }
             for score in run.scores.values()
+        ],
+        "tasks": [
+            {
+                "task": task,
+                "metric": metric,
+                **score.value.model_dump(mode="json"),
+                "shots": score.result.shots,
+                "samples": score.result.samples,
+                "sha256": score.result.sha256,
+                "dense": None if score.dense is None else score.dense.value,
+                "same_answer": score.result.agreement,
+                "comparable": not score.unlike,
+                "why_not": list(score.unlike),
+            }
+            for (task, metric), score in run.tasks.items()
         ],
         "seconds": _seconds(run),
         "peak_memory_bytes": _peak(run),

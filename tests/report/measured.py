@@ -7,12 +7,13 @@ from typing import Any
 
 from asvd_q.evaluation.proof import Proof
 from asvd_q.evaluation.quality import Quality
+from asvd_q.evaluation.tasks.record import TaskMetric, TaskResult
 from asvd_q.plan import QuantSpec
 from asvd_q.records import Footprint, LayerRecord, SourceIdentity
 from asvd_q.report.resources import StageRecord
 from asvd_q.report.run import ArtefactRecord, CorpusRecord, Quantity, RunRecord
 
-__all__ = ["artefact", "layer", "quality", "record"]
+__all__ = ["artefact", "layer", "quality", "record", "task"]
 
 PROOF = Proof(
     layers=2,
@@ -73,6 +74,20 @@ def quality(corpus: str, perplexity: float, **fields: Any) -> Quality:
         "runtime": "torch 2.13.0",
     }
     return Quality.model_validate(given | fields)
+
+
+def task(accuracy: float, **fields: Any) -> TaskResult:
+    """Ten questions with two examples before each."""
+    given: dict[str, Any] = {
+        "task": "quiz",
+        "version": "1",
+        "shots": 2,
+        "samples": 10,
+        "sha256": "questions",
+        "metrics": {"acc": TaskMetric(value=accuracy, error=0.1)},
+        "runtime": "torch",
+    }
+    return TaskResult.model_validate(given | fields)
 
 
 def record(

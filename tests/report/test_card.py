@@ -14,7 +14,7 @@ from asvd_q.plan import QuantSpec
 from asvd_q.report.card import card_text
 from asvd_q.report.run import ArtefactRecord, RunRecord
 from asvd_q.usage import Snippet, Usage
-from tests.report.measured import artefact, layer, quality, record
+from tests.report.measured import artefact, layer, quality, record, task
 
 USAGE = Usage(
     (Snippet("A runtime", ("one", "two"), "print('loaded')\n", "Mind the gap."),),
@@ -189,9 +189,15 @@ def test_what_was_not_measured_and_not_run_is_said() -> None:
         update={"status": "not run", "detail": "gptqmodel is not installed"}
     )
     text = card(record(), artefact(proof=unproven))
-    assert "None had been measured" in text
+    assert "No perplexity had been measured" in text
     assert "was not run: gptqmodel is not installed" in text
     assert "+0" not in text
+
+
+def test_tasks_are_told_where_there_are_some() -> None:
+    text = card(MEASURED.model_copy(update={"tasks": (task(0.4),), "dense_tasks": (task(0.5),)}))
+    assert "| quiz | 2 | 10 | acc | 0.5000 ± 0.1000 | 0.4000 ± 0.1000 | -0.1000 | – |" in text
+    assert "lm-eval" not in card()
 
 
 def test_limits_are_those_of_this_artefact_and_of_the_run() -> None:

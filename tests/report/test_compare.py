@@ -16,7 +16,7 @@ from asvd_q.report.compare_tables import (
     comparison_tables,
 )
 from asvd_q.report.run import RunRecord
-from tests.report.measured import artefact, quality, record
+from tests.report.measured import artefact, quality, record, task
 
 FIRST = record({"docs": 100.0, "code": 20.0}, [quality("docs", 110.0), quality("code", 21.0)])
 
@@ -102,6 +102,40 @@ def test_artefacts_stand_in_rows_of_their_names() -> None:
     found = of(one, FIRST.with_artefact(artefact("onnx", bytes=2048)))
     assert cells(found, "artefact onnx") == ("4.88 KiB", "2.00 KiB")
     assert cells(found, "artefact gptq") == ("4.88 KiB", "–")
+
+
+def test_tasks_are_compared_across_models() -> None:
+    one = FIRST.model_copy(update={"tasks": (task(0.4),), "dense_tasks": (task(0.5),)})
+    other = record(weights="b" * 64, tasks=(task(0.3),))
+    found = of(FIRST, one, other)
+    assert cells(found, "quiz acc compressed") == ("–", "0.4000 ± 0.1000", "0.3000 ± 0.1000")
+    assert cells(found, "quiz acc dense") == ("–", "0.5000 ± 0.1000", "–")
+    tasks = [text for run in comparison_content(found)["runs"] for text in run["tasks"]]
+    assert [text["dense"] for text in tasks] == [0.5, None]
+    assert [table.title for table in comparison_tables(found)] == ["Runs", "Quality", "Tasks"]
+    assert not any("quiz" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"shots": 5, "sha256": "x"}, "5 shots and not 2"),
+        ({"samples": 20, "sha256": "x"}, "20 samples and not 10"),
+        ({"sha256": "x"}, "other questions under the same name"),
+        ({"version": "2"}, "version 2 of the task and not 1"),
+    ],
+)
+def test_tasks_of_another_protocol_are_marked(fields: dict[str, Any], why: str) -> None:
+    found = of(record(tasks=(task(0.4),)), record(tasks=(task(0.3, **fields),)))
+    assert cells(found, "quiz acc compressed") == ("0.4000 ± 0.1000", "0.3000 ± 0.1000 *")
+    assert found.notes == (f"b: quiz is not comparable: {why}",)
+
+
+def test_of_a_group_without_metrics_the_tasks_are_compared() -> None:
+    group = task(0.0, task="all", metrics={}, parts=(task(0.4), task(0.6, task="other")))
+    found = of(record(tasks=(group,)), record(tasks=(task(0.3),)))
+    assert cells(found, "quiz acc compressed") == ("0.4000 ± 0.1000", "0.3000 ± 0.1000")
+    assert cells(found, "other acc compressed") == ("0.6000 ± 0.1000", "–")
 
 
 def test_only_what_differs_in_the_recipes() -> None:

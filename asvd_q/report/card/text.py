@@ -11,8 +11,10 @@ from asvd_q.recipe.text import dump_yaml
 from asvd_q.report.card import facts
 from asvd_q.report.card.header import card_header, hub_name
 from asvd_q.report.markdown import fenced, markdown_table
+from asvd_q.report.page.markdown import plain
 from asvd_q.report.recipes import without_places
 from asvd_q.report.run import ArtefactRecord, RunRecord
+from asvd_q.report.tasks import task_table
 from asvd_q.usage import Snippet, Usage
 
 __all__ = ["CARD_FILE", "card_text"]
@@ -61,9 +63,10 @@ def card_text(
         low_rank=any(layer.form == "factors" for layer in record.layers),
         facts=markdown_table(facts.facts_table(record, artefact, _shown(recipe))),
         quality=markdown_table(facts.quality_table(record)) if record.quality else "",
+        tasks=markdown_table(task_table(record.tasks, record.dense_tasks)) if record.tasks else "",
         proof=facts.proof_rows(artefact),
         snippets=[_snippet(one) for one in usage.snippets],
-        limits=facts.limits(record, artefact),
+        limits=[plain(line) for line in facts.limits(record, artefact)],
         record=record,
         artefact=artefact,
         packages=facts.packages(record),
