@@ -16,13 +16,14 @@ from asvd_q.exporter_registry import build_exporter, exporter_class
 from asvd_q.files import atomic_folder, atomic_path, make_folder, write_text
 from asvd_q.recipe import ExportSection, Recipe, explain_validation_error
 from asvd_q.sizes import footprint, measured_footprint, metadata_text, predict_files
+from asvd_q.usage import usage_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from asvd_q.models import SourceModel
     from asvd_q.plan import Plan
-    from asvd_q.report.run import ArtefactRecord
+    from asvd_q.report.run import ArtefactRecord, RunRecord
     from asvd_q.store import Store
 
 __all__ = [
@@ -112,6 +113,7 @@ def export_store(
     run_folder: Path,
     tokens: Tensor,
     options: Mapping[str, object],
+    run: RunRecord | None = None,
 ) -> ArtefactRecord:
     """Write one artefact below `artefacts/` and prove it; nothing is left when either fails.
 
@@ -119,6 +121,7 @@ def export_store(
         name: of the artefact's folder.
         tokens: int64 (batch, tokens) of real text for the proof.
         options: as given by the user; the metadata has them with every default written out.
+        run: what its model card tells; without it there is no card.
 
     Raises:
         ExportError: the format cannot hold the store.
@@ -126,6 +129,8 @@ def export_store(
     """
     from asvd_q.evaluation.proof import prove
     from asvd_q.evaluation.runners import model_runner
+    from asvd_q.report.card import CARD_FILE, card_text
+    from asvd_q.report.recipes import read_recipe
     from asvd_q.report.run import ArtefactRecord
 
     require_expressible(exporter, store.finished_plan)
@@ -139,17 +144,25 @@ def export_store(
         write_text(partial / METADATA_FILE, metadata_text(metadata))
         reference = model_runner(store.source, store.replaced)
         proof = prove(exporter, partial, store, reference, tokens)
-    real = measured_footprint(target, predicted)
-    return ArtefactRecord(
-        name=name,
-        format=exporter.name,
-        folder=str(target.relative_to(run_folder)),
-        bytes=real.folder,
-        weight_bytes=real.weights,
-        predicted=footprint(predicted),
-        proof=proof,
-        notes=tuple(advice(exporter, store.finished_plan)),
-    )
+        real = measured_footprint(partial, predicted)
+        artefact = ArtefactRecord(
+            name=name,
+            format=exporter.name,
+            folder=str(target.relative_to(run_folder)),
+            bytes=real.folder,
+            weight_bytes=real.weights,
+            predicted=footprint(predicted),
+            proof=proof,
+            notes=tuple(advice(exporter, store.finished_plan)),
+        )
+        # Last, because it tells of the proof and of all other bytes; it still comes to its place
+        # with them, or not at all.
+        if run is not None and not (partial / CARD_FILE).exists():
+            recipe = read_recipe(run_folder)
+            usage = usage_of(exporter, partial)
+            text = card_text(run, artefact, usage, recipe, store.source.card)
+            write_text(partial / CARD_FILE, text)
+    return artefact
 
 
 def write_rest(store: Store, folder: Path) -> None:

@@ -106,7 +106,7 @@ def run(recipe: Recipe, progress: Progress, *, fresh: bool = False) -> RunRecord
             progress(f"exporting {section.name}", 0, 1)
             with meter.stage(f"export {section.name}"):
                 sample = proof_tokens(prepared.source, tokens.texts, tokens.calibration)
-                artefact = _export(store, exporter, section, folder, sample)
+                artefact = _export(store, exporter, section, folder, sample, record)
             progress(f"exporting {section.name}", 1, 1)
             record = record.with_artefact(artefact)
             record = record.model_copy(update={"stages": tuple(meter.records)})
@@ -177,8 +177,9 @@ def export_run(folder: Path, section: ExportSection, model: str | None = None) -
     """
     exporter = make_exporter(section.format, section.options, where="--option", file="export")
     store = open_run_store(folder, model)
-    artefact = _export(store, exporter, section, folder, proof_tokens(store.source, [], None))
-    _write(RunRecord.read(folder).with_artefact(artefact), folder)
+    record, sample = RunRecord.read(folder), proof_tokens(store.source, [], None)
+    artefact = _export(store, exporter, section, folder, sample, record)
+    _write(record.with_artefact(artefact), folder)
     return artefact
 
 
@@ -255,7 +256,12 @@ def _evaluate(
 
 
 def _export(
-    store: Store, exporter: Exporter, section: ExportSection, folder: Path, tokens: Tensor
+    store: Store,
+    exporter: Exporter,
+    section: ExportSection,
+    folder: Path,
+    tokens: Tensor,
+    record: RunRecord,
 ) -> ArtefactRecord:
     return export_store(
         store,
@@ -264,6 +270,7 @@ def _export(
         run_folder=folder,
         tokens=tokens,
         options=section.options,
+        run=record,
     )
 
 

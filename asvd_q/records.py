@@ -120,7 +120,7 @@ class Footprint(_Frozen):
 
     Attributes:
         weights: of the files that hold tensors.
-        folder: of all files.
+        folder: of all files but the model card.
     """
 
     weights: int

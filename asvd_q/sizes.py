@@ -51,7 +51,11 @@ def predict_files(exporter: Exporter, plan: Plan, source: SourceModel) -> Artefa
 
 
 def measured_footprint(folder: Path, predicted: ArtefactBytes) -> Footprint:
-    """What a written artefact takes; weights are all files that were not said to hold none."""
+    """What a written artefact takes; weights are all files that were not said to hold none.
+
+    Taken before the artefact gets its model card, which is in no footprint: it tells them, and
+    what it tells of quality and proof is not known when they are predicted.
+    """
     others = (folder / name for name in predicted.others)
     found = folder_bytes(folder)
     return Footprint(

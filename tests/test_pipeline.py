@@ -86,9 +86,21 @@ def test_what_a_run_folder_holds(finished: Path) -> None:
     (artefact,) = record["artefacts"]
     assert artefact["proof"]["status"] == "proven"
     assert artefact["proof"]["layers"] == 42
-    assert artefact["bytes"] == sum(
-        path.stat().st_size for path in (finished / "artefacts/onnx").iterdir()
-    )
+    files = {path.name: path.stat().st_size for path in (finished / "artefacts/onnx").iterdir()}
+    assert artefact["bytes"] == sum(files.values()) - files["README.md"]
+
+
+def test_an_artefact_has_a_card_of_the_run(finished: Path) -> None:
+    card = (finished / "artefacts/onnx/README.md").read_text(encoding="utf-8")
+    record = RunRecord.read(finished)
+    (artefact,) = record.artefacts
+    assert f"({artefact.weight_bytes} bytes) |" in card
+    for quality in record.quality:
+        assert f"| {quality.perplexity:.3f} |" in card
+    assert artefact.proof.runtime is not None
+    assert f"It ran in {artefact.proof.runtime} on {artefact.proof.tokens} tokens" in card
+    assert "license: apache-2.0" in card.split("---")[1]
+    assert "source: python-source" in card  # of the recipe
 
 
 def test_an_onnx_file_and_its_metadata_file_say_the_same(finished: Path) -> None:
@@ -165,6 +177,9 @@ def test_running_again_keeps_what_export_added(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path, calibration=None, decompose=None))
     run(recipe, _silent)
     export_run(tmp_path / "run", ExportSection.model_validate({"format": "transformers"}))
+    card = (tmp_path / "run/artefacts/transformers/README.md").read_text(encoding="utf-8")
+    assert "the same arg max for 100.00%" in card
+    assert "No perplexity had been measured" in card
     record = run(recipe, _silent)
     assert [artefact.name for artefact in record.artefacts] == ["transformers"]
 

@@ -1,6 +1,7 @@
 """The command line: parse, call, print. Heavy packages are imported inside the commands."""
 
 from asvd_q.cli import (  # noqa: F401 - each adds its commands to the application
+    compare,
     evaluate,
     generate,
     inspect,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asvd_q.errors import ModelError, first_line
+from asvd_q.models.card import SourceCard, read_source_card
 from asvd_q.models.config import load_config
 from asvd_q.models.refs import WeightRef
 from asvd_q.models.stored import Codes, read_contents
@@ -38,6 +39,9 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 """Small files that belong to a model and travel unchanged into every artefact."""
+
+_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "README.md"]
+"""What is taken of a hub model; its card names the licence."""
 
 _RENAMED = {"lm_head.weight": "embed_out.weight"}
 """Parameters whose name in the files transformers has changed in the model: GPT-NeoX's head."""
@@ -199,8 +203,13 @@ class SourceModel:
             return tensor
         return tensor.to(self._rounding)
 
+    @cached_property
+    def card(self) -> SourceCard:
+        """What the header of the model's own card says."""
+        return read_source_card(self.path)
+
     def companion_files(self) -> list[Path]:
-        """Tokenizer and generation files that an artefact carries along."""
+        """Tokenizer and generation files that an artefact carries along; the card is not one."""
         return [self.path / name for name in TOKENIZER_FILES if (self.path / name).is_file()]
 
 
@@ -214,7 +223,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
             snapshot_download(
                 name,
                 revision=revision,
-                allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"],
+                allow_patterns=_PATTERNS,
             )
         )
     except Exception as error:  # the hub client raises many unrelated kinds

@@ -67,7 +67,7 @@ class ArtefactRecord(_Frozen):
     """One exported artefact: where it lies in the run folder, how large, how well proven.
 
     Attributes:
-        bytes: of all its files.
+        bytes: of all its files but its model card, which tells them.
         weight_bytes: of those that hold tensors.
         predicted: both as the plan said, before there was a store.
         notes: what whoever loads it should know.
@@ -121,6 +121,11 @@ class RunRecord(_Frozen):
     tasks: tuple[TaskResult, ...] = ()
     artefacts: tuple[ArtefactRecord, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bytes of the layers in the store's count, by the weights that they had before."""
+        return 8 * self.layer_bytes.after / max(self.parameters.before, 1)
 
     def with_artefact(self, artefact: ArtefactRecord) -> RunRecord:
         """The record with an artefact added, or put in the place of the one of its name.

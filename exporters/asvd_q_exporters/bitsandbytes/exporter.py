@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import BaseModel
 
 from asvd_q.artefact import Refusal
+from asvd_q.usage import Usage
 from asvd_q_exporters._exporter import CheckpointExporter, require_packages
 from asvd_q_exporters._options import TORCH_BOUNDS, CheckpointOptions
 from asvd_q_exporters._runner import quiet
@@ -69,6 +70,12 @@ class BitsAndBytesExporter(CheckpointExporter[BitsAndBytesOptions]):
             from asvd_q_exporters.bitsandbytes.runner import open_runner
 
         return open_runner(folder, self.options.compute_dtype)
+
+    def usage(self, folder: Path) -> Usage:
+        """See `asvd_q.usage.DescribedExporter`."""
+        from asvd_q_exporters._loading import loads_with
+
+        return Usage(loads_with(folder, "bitsandbytes"), "transformers", ("bitsandbytes",))
 
     def read(self, folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
         """The matrices in the weight files, unpacked with numpy alone.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import BaseModel
 
 from asvd_q.artefact import Refusal
+from asvd_q.usage import Usage
 from asvd_q_exporters._exporter import CheckpointExporter, require_packages
 from asvd_q_exporters._options import TORCH_BOUNDS, CheckpointOptions
 from asvd_q_exporters._runner import quiet
@@ -82,6 +83,13 @@ class CompressedTensorsExporter(CheckpointExporter[CompressedTensorsOptions]):
             from asvd_q_exporters.compressed_tensors.runner import open_runner
 
         return open_runner(folder, self.options.compute_dtype)
+
+    def usage(self, folder: Path) -> Usage:
+        """See `asvd_q.usage.DescribedExporter`."""
+        from asvd_q_exporters._loading import loads_with
+
+        package = "compressed-tensors"
+        return Usage(loads_with(folder, package), "transformers", (package,))
 
     def read(self, folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
         """The matrices in the weight files, unpacked with numpy alone.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import BaseModel
 
 from asvd_q.artefact import Refusal
+from asvd_q.usage import Usage
 from asvd_q_exporters._exporter import CheckpointExporter, require_packages
 from asvd_q_exporters._options import CheckpointOptions
 from asvd_q_exporters._runner import quiet
@@ -97,6 +98,15 @@ class GptqExporter(CheckpointExporter[GptqOptions]):
 
         make = runner.open_in_gptqmodel if self._mixes else runner.open_runner
         return make(folder, self.options.compute_dtype)
+
+    def usage(self, folder: Path) -> Usage:
+        """See `asvd_q.usage.DescribedExporter`."""
+        from asvd_q_exporters._loading import has_tokenizer, loads_with, loads_with_gptqmodel
+
+        snippets = () if self._mixes else loads_with(folder, "optimum", "gptqmodel")
+        if self._mixes or has_tokenizer(folder):
+            snippets = (*snippets, loads_with_gptqmodel(folder))
+        return Usage(snippets, "transformers", ("gptq",))
 
     def read(self, folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
         """The matrices in the weight files, unpacked with numpy alone.

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from asvd_q.artefact import WHOLE_MODEL, ParityBounds, Refusal
 from asvd_q.plan import FLOAT_BYTES
+from asvd_q.usage import Usage
 from asvd_q_exporters.onnx.gather.operator import embedding_refusal
 from asvd_q_exporters.onnx.nodes import float_node
 from asvd_q_exporters.onnx.operators import OperatorSet, operators_of
@@ -207,6 +208,12 @@ class OnnxExporter:
         if spec is None:
             return float_node(shape, options.dtype)
         return self._operators[spec.method].node(shape, spec, options.dtype, options.accuracy_level)
+
+    def usage(self, folder: Path) -> Usage:
+        """See `asvd_q.usage.DescribedExporter`."""
+        from asvd_q_exporters.onnx.loading import usage
+
+        return usage(folder, self.options)
 
     def read(self, folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
         """The matrices in `model.onnx`, read with numpy and the ONNX protobuf alone.

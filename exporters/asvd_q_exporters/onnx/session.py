@@ -6,11 +6,11 @@ import onnxruntime
 
 from asvd_q.process import thread_limit
 
-__all__ = ["PROVIDERS", "session_options"]
+__all__ = ["LEVEL", "PROVIDERS", "session_options"]
 
 PROVIDERS = ["CPUExecutionProvider"]
 
-_LEVEL = "session.qdq_matmulnbits_accuracy_level"
+LEVEL = "session.qdq_matmulnbits_accuracy_level"
 
 
 def session_options(accuracy_level: int | None = None) -> onnxruntime.SessionOptions:
@@ -24,5 +24,5 @@ def session_options(accuracy_level: int | None = None) -> onnxruntime.SessionOpt
     options.log_severity_level = 4
     options.intra_op_num_threads = thread_limit() or 0  # 0: as many as it wants to take
     if accuracy_level is not None:
-        options.add_session_config_entry(_LEVEL, str(accuracy_level))
+        options.add_session_config_entry(LEVEL, str(accuracy_level))
     return options

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import BaseModel
 
 from asvd_q.artefact import Refusal
+from asvd_q.usage import Usage
 from asvd_q_exporters._exporter import TypedExporter, require_packages
 from asvd_q_exporters._options import CheckpointOptions
 from asvd_q_exporters._runner import quiet
@@ -87,6 +88,12 @@ class PeftExporter(TypedExporter[PeftOptions]):
             from asvd_q_exporters.peft.runner import open_runner
 
         return open_runner(folder, self.options.compute_dtype)
+
+    def usage(self, folder: Path) -> Usage:
+        """See `asvd_q.usage.DescribedExporter`."""
+        from asvd_q_exporters.peft.loading import usage
+
+        return usage(folder)
 
     def read(self, folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
         """The matrices in both folders' weight files, unpacked with numpy alone.

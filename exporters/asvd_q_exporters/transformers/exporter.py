@@ -10,6 +10,7 @@ from pydantic import BaseModel, model_validator
 
 from asvd_q.artefact import Refusal
 from asvd_q.plan import FLOAT_BYTES
+from asvd_q.usage import Usage
 from asvd_q_exporters._exporter import CheckpointExporter
 from asvd_q_exporters._options import TORCH_BOUNDS, CheckpointOptions, float_bytes
 from asvd_q_exporters._runner import quiet
@@ -102,6 +103,12 @@ class TransformersExporter(CheckpointExporter[TransformersOptions]):
             from asvd_q_exporters.transformers.runner import open_runner
 
         return open_runner(folder, self.options.compute_dtype)
+
+    def usage(self, folder: Path) -> Usage:
+        """See `asvd_q.usage.DescribedExporter`."""
+        from asvd_q_exporters._loading import loads_with
+
+        return Usage(loads_with(folder), "transformers")
 
     def read(self, folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
         """The matrices in the weight files, read with numpy alone.
