@@ -5,7 +5,8 @@
     piqa.jsonl                query, choices, gold
     lambada_openai.jsonl      context, continuation
 
-A row with quotes that nobody doubled has more fields than six and is left out. Prompts of ARC and PIQA are in the data already, as far as "Answer:".
+A row of MMLU with quotes that nobody doubled has more fields than six and is left out. Questions of
+ARC and PIQA are in the data with all that stands before "Answer:".
 """
 
 from __future__ import annotations

@@ -25,10 +25,9 @@ def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     (folder / "mmlu").mkdir(parents=True)
     header = "question,A,B,C,D,answer\n"
-    for subject, rows in (
-        ("abc", "q1,a,b,c,d,0\nbroken,a,b,c,d,e,1\nq3,a,b,c,d,3\n"),
-        ("x_y", '"q2, so",a,b,c,d,2\n'),
-    ):
+    broken = 'one "two,a,b,c,d,e,1\n'
+    subjects = {"abc": f"q1,a,b,c,d,0\n{broken}q3,a,b,c,d,3\n", "x_y": '"q2, so",a,b,c,d,2\n'}
+    for subject, rows in subjects.items():
         (folder / f"mmlu/{subject}_test.csv").write_text(header + rows)
     query = {"query": "Question: Why?\n", "choices": ["No.", "So."], "gold": 1}
     (folder / "piqa.jsonl").write_text(json.dumps(query) + "\n")
