@@ -354,9 +354,7 @@ class _Loop:
 
     def _fisher(self, calibration: Calibration, pending: list[Part]) -> dict[str, Tensor]:
         wanted = {
-            plan.name
-            for plan in self.store.plan
-            if plan.form == "factors" and plan.part in pending
+            plan.name for plan in self.store.plan if plan.form == "factors" and plan.part in pending
         }
         if self.shared is not None:
             if self.shared.fisher is not None and wanted <= self.shared.fisher.keys():

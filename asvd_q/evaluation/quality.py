@@ -19,6 +19,7 @@ __all__ = [
     "compare_quality",
     "distant_quality",
     "evaluate_quality",
+    "scored_quality",
 ]
 
 
@@ -82,11 +83,29 @@ def evaluate_quality(
         batch_size: windows per forward pass.
         progress: called with the batches done and their number.
     """
+    scored = runner.score(torch.split(text.tokens, batch_size))
+    return scored_quality(scored, runner.runtime, text, batch_size=batch_size, progress=progress)
+
+
+def scored_quality(
+    scored: Iterable[Tensor],
+    runtime: str,
+    text: TokenWindows,
+    *,
+    batch_size: int,
+    progress: Advance = lambda done, total: None,
+) -> Quality:
+    """Perplexity of logits that a model has given.
+
+    Args:
+        scored: for every batch, in order, (windows, tokens, vocabulary).
+        runtime: what computed them.
+    """
     batches, meter = torch.split(text.tokens, batch_size), PerplexityMeter()
-    for done, (batch, logits) in enumerate(zip(batches, runner.score(batches), strict=True)):
+    for done, (batch, logits) in enumerate(zip(batches, scored, strict=True)):
         meter.update(token_nll(logits, batch))
         progress(done + 1, len(batches))
-    return _quality(runner, text, meter)
+    return _quality(runtime, text, meter)
 
 
 def compare_quality(
@@ -113,7 +132,7 @@ def compare_quality(
             yield logits
 
     found = distant_quality(expected(), runner, text, batch_size=batch_size, progress=progress)
-    return _quality(reference, text, before), found
+    return _quality(reference.runtime, text, before), found
 
 
 def distant_quality(
@@ -147,10 +166,10 @@ def distant_quality(
         progress(done + 1, len(batches))
     positions = text.tokens.numel()
     distance = {"kl": divergence / positions, "agreement": agreed / positions}
-    return _quality(runner, text, meter).model_copy(update=distance)
+    return _quality(runner.runtime, text, meter).model_copy(update=distance)
 
 
-def _quality(runner: Runner, text: TokenWindows, meter: PerplexityMeter) -> Quality:
+def _quality(runtime: str, text: TokenWindows, meter: PerplexityMeter) -> Quality:
     windows, window = text.tokens.shape
     return Quality(
         corpus=text.corpus,
@@ -159,6 +178,6 @@ def _quality(runner: Runner, text: TokenWindows, meter: PerplexityMeter) -> Qual
         windows=windows,
         tokens=meter.tokens,
         perplexity=meter.perplexity,
-        runtime=runner.runtime,
+        runtime=runtime,
         protocol=text.protocol,
     )

@@ -15,7 +15,7 @@ from asvd_q.recipe import CorpusSection, EvaluateSection
 from asvd_q.recipe.named import NAMED
 from asvd_q.statistics.corpora import load_corpus
 from asvd_q.statistics.reading import CorpusReader
-from asvd_q.statistics.windows import evaluation_windows, running_windows
+from asvd_q.statistics.windows import evaluation_windows, running_windows, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
