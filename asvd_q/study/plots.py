@@ -48,7 +48,8 @@ def plot_study(
 
 def _lines(record: StudyRecord, plot: LinesPlot, folder: Path, name: str) -> list[Path]:
     panels = _panels(record, plot.panel)
-    figure, axes = figure_of(len(record.corpora), len(panels), width=4.2, height=3.1)
+    width = 4.2 if len(panels) > 1 else 6.4
+    figure, axes = figure_of(len(record.corpora), len(panels), width=width, height=3.1)
     labels = _labels(record.rows, plot.x)
     numbers = _numbers(labels)
     for (line, corpus), (column, panel) in product(enumerate(record.corpora), enumerate(panels)):
@@ -69,9 +70,9 @@ def _lines(record: StudyRecord, plot: LinesPlot, folder: Path, name: str) -> lis
     if plot.series is not None:
         handles, names = axes[0][0].get_legend_handles_labels()
         figure.legend(
-            handles, names, title=plot.series, loc="outside right upper", frameon=False, fontsize=9
+            handles, names, title=plot.series, loc="outside right center", frameon=False, fontsize=9
         )
-    figure.suptitle(record.name)
+    figure.suptitle(record.name, fontsize=11)
     return save_figure(figure, folder, name)
 
 
@@ -116,7 +117,9 @@ def _matrix(record: StudyRecord, plot: MatrixPlot, folder: Path, name: str) -> l
     panels, labels = _panels(record, plot.panel), _labels(record.rows, plot.rows)
     columns = math.ceil(math.sqrt(len(panels)))
     lines = math.ceil(len(panels) / columns)
-    width = 1.6 + 0.95 * len(record.corpora) + 0.07 * max(map(len, labels))
+    titles = [_panel_title(panel) for panel in panels]
+    width = 0.8 + 0.95 * len(record.corpora) + 0.07 * max(map(len, labels))
+    width = max(width, 0.8 + 0.065 * max(map(len, titles)), 3.6 / columns)
     figure, axes = figure_of(lines, columns, width=width, height=1.0 + 0.42 * len(labels))
     for place, here in enumerate(axis for line in axes for axis in line):
         if place >= len(panels):
@@ -124,7 +127,7 @@ def _matrix(record: StudyRecord, plot: MatrixPlot, folder: Path, name: str) -> l
             continue
         rows = _rows(record.rows, panels[place])
         _cells(here, record.corpora, labels, rows, plot)
-        here.set_title(_panel_title(panels[place]), fontsize=9)
+        here.set_title(titles[place], fontsize=8)
     figure.suptitle(
         f"{record.name}\n{_AXIS[plot.metric]}\nrows: {plot.rows}; columns: evaluated on\n"
         "framed: calibrated on that corpus alone\ndotted: on that among others",
