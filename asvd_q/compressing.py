@@ -13,6 +13,7 @@ from torch import Tensor
 
 from asvd_q import __version__
 from asvd_q.compression import Calibration, SpectraFile, check_weights, compress
+from asvd_q.compression.shared import SharedStatistics
 from asvd_q.files import scratch_folder, write_text
 from asvd_q.opening import STORE
 from asvd_q.preparation import Prepared
@@ -32,6 +33,7 @@ def make_store(
     progress: Progress,
     *,
     replacing: Collection[str] = (),
+    shared: SharedStatistics | None = None,
 ) -> Store:
     """Carry out a plan, or go on with it where an earlier run stopped.
 
@@ -39,6 +41,7 @@ def make_store(
         folder: the run's.
         windows: calibration tokens, int64 (samples, tokens); None when nothing needs statistics.
         replacing: keys of stores that this one takes the place of.
+        shared: as in `compress`.
 
     Raises:
         StoreError: the folder holds a store of another key.
@@ -70,6 +73,7 @@ def make_store(
             calibration=calibration,
             progress=progress,
             spectra=SpectraFile(folder, store.key, [layer.name for layer in store.plan]),
+            shared=shared,
         )
     return Store.open(folder / STORE, source)
 

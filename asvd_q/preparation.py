@@ -28,8 +28,9 @@ from asvd_q.recipe import DecomposeSection, ExportSection, Recipe
 from asvd_q.report.run import CorpusRecord
 from asvd_q.search import make_plan
 from asvd_q.sizes import predict_files
-from asvd_q.statistics.corpora import Corpus, load_corpus
+from asvd_q.statistics.corpora import Corpus
 from asvd_q.statistics.generated import GeneratedText
+from asvd_q.statistics.reading import CorpusReader
 from asvd_q.statistics.windows import calibration_windows
 
 __all__ = [
@@ -98,13 +99,16 @@ class Prepared:
         )
 
 
-def prepare(recipe: Recipe) -> Prepared:
+def prepare(recipe: Recipe, source: SourceModel | None = None) -> Prepared:
     """Open the model and build the exporters. Reads no weights.
+
+    Args:
+        source: the recipe's model, where it is open already.
 
     Raises:
         AsvdQError: whatever is wrong with the recipe or the model.
     """
-    source = SourceModel.open(
+    source = source or SourceModel.open(
         recipe.model.path,
         revision=recipe.model.revision,
         trust_remote_code=recipe.model.trust_remote_code,
@@ -195,6 +199,7 @@ def read_tokens(
     progress: Progress = silent,
     *,
     known_only: bool = False,
+    reader: CorpusReader | None = None,
 ) -> Tokens:
     """Read and cut the text of calibration and evaluation; sample what is to be generated.
 
@@ -202,6 +207,7 @@ def read_tokens(
         folder: the run's, which keeps generated text; None keeps none.
         progress: called while text is generated.
         known_only: generate nothing.
+        reader: knows what it has read before; None reads everything anew.
 
     Raises:
         CorpusError: a corpus that is missing, empty or too short; `known_only`, and text that
@@ -209,6 +215,7 @@ def read_tokens(
         ResourceError: a model too large to generate text with.
     """
     recipe, source = prepared.recipe, prepared.source
+    reader = reader or CorpusReader()
     calibration: Tensor | None = None
     records: list[CorpusRecord] = []
     if recipe.calibration is not None:
@@ -224,7 +231,7 @@ def read_tokens(
             progress=progress,
         )
         corpora: list[tuple[Corpus | GeneratedText, float]] = [
-            (generated if corpus.is_generated else load_corpus(corpus), corpus.weight)
+            (generated if corpus.is_generated else reader.load(corpus), corpus.weight)
             for corpus in section.corpora
         ]
         calibration = calibration_windows(
@@ -234,12 +241,13 @@ def read_tokens(
             window=section.window,
             seed=section.seed,
             bos=section.bos,
+            encode=reader.encode,
         )
         records = [_calibration_record(text, calibration) for text, _ in corpora]
     texts = []
     if recipe.evaluate is not None:
         context = context_length(source.config.to_dict())
-        texts = evaluation_texts(recipe.evaluate, source.tokenizer, context)
+        texts = evaluation_texts(recipe.evaluate, source.tokenizer, context, reader)
     records += [
         CorpusRecord(corpus=text.corpus, split=text.split, use="evaluation", sha256=text.sha256)
         for text in texts

@@ -32,6 +32,7 @@ from asvd_q.budget.solving import BudgetResult, solve_budget
 from asvd_q.budget.timing import kernel_times
 from asvd_q.compressing import make_store, store_key
 from asvd_q.compression import check_weights
+from asvd_q.compression.shared import SharedStatistics
 from asvd_q.errors import RankError, RecipeError
 from asvd_q.evaluation.quality import TokenWindows, evaluate_quality
 from asvd_q.evaluation.runners import model_runner
@@ -162,11 +163,17 @@ def solve(
 
 
 def search_and_compress(
-    prepared: Prepared, windows: Tensor, folder: Path, meter: StageMeter, progress: Progress
+    prepared: Prepared,
+    windows: Tensor,
+    folder: Path,
+    meter: StageMeter,
+    progress: Progress,
+    *,
+    shared: SharedStatistics | None = None,
 ) -> tuple[Prepared, Store]:
     """Carry out a recipe that searches, until what is stored meets its target.
 
-    Args: as of `solve`.
+    Args: as of `solve`, and `shared` as in `compress`.
 
     Returns:
         What was carried out in the end, and the finished store.
@@ -181,7 +188,14 @@ def search_and_compress(
             write_result(found.result, folder)
             require_exports(found.prepared)
         with meter.stage("compress"):
-            store = make_store(found.prepared, folder, windows, progress, replacing=found.earlier)
+            store = make_store(
+                found.prepared,
+                folder,
+                windows,
+                progress,
+                replacing=found.earlier,
+                shared=shared,
+            )
         setbacks = store.setbacks
         if setbacks and not _meets(prepared, store.plan, setbacks, folder):
             names = ", ".join(setbacks)

@@ -10,6 +10,7 @@ from asvd_q.cli import (  # noqa: F401 - each adds its commands to the applicati
     report,
     run,
     search,
+    study,
 )
 from asvd_q.cli.app import app
 from asvd_q.cli.program import main

@@ -40,7 +40,10 @@ def main() -> NoReturn:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
     except SystemExit as end:
         if end.code == _INTERRUPTED:  # what typer makes of Ctrl-C
-            _fail("interrupted; `asvd-q run` goes on from the last finished block", _INTERRUPTED)
+            _fail(
+                "interrupted; the same command goes on from the last finished block or point",
+                _INTERRUPTED,
+            )
         raise
     sys.exit(0)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from asvd_q.compression.layer import compress_layer, keep_layer
 from asvd_q.compression.pairs import site_by_site
+from asvd_q.compression.shared import SharedStatistics
 from asvd_q.compression.spectra import SpectraFile
 from asvd_q.errors import NumericsError
 from asvd_q.methods import METHODS
@@ -81,6 +82,7 @@ def compress(
     calibration: Calibration | None,
     progress: Progress,
     spectra: SpectraFile | None = None,
+    shared: SharedStatistics | None = None,
 ) -> None:
     """Carry out the store's plan, block by block.
 
@@ -92,6 +94,8 @@ def compress(
         seed: of all that is random in a layer, together with the layer's name.
         calibration: None when nothing needs statistics; errors are then those of the weights.
         spectra: keeps the singular values that factors are cut from.
+        shared: statistics that an earlier call on the same model and windows has left, and
+            where this one leaves its own; of no use where they follow the compressed model.
 
     Raises:
         NumericsError: NaN or infinity in a weight or an activation, naming the layer.
@@ -100,6 +104,8 @@ def compress(
     loop = _Loop(
         model, store, section, quantization, correction, seed, progress, sequential, spectra
     )
+    if shared is not None and not sequential and not loop.refit:
+        loop.shared = shared
     if calibration is None:
         for done, block in enumerate(store.blocks()):
             if not store.is_finished(block):
@@ -133,6 +139,7 @@ class _Loop:
         self.spectra = spectra
         self.weights = model.skeleton.by_name
         self.fisher: dict[str, Tensor] = {}
+        self.shared: SharedStatistics | None = None
 
     @property
     def refit(self) -> bool:
@@ -153,6 +160,11 @@ class _Loop:
             return
         if self.section is not None and self.section.scaling == "fisher":
             self.fisher = self._fisher(calibration, pending)
+        if self.shared is not None and self.shared.covers(pending):
+            for index in inside:
+                self.write(index, self.shared.blocks[index])
+                self.progress("compressing", first + index + 1, total)
+            return
         hidden = HiddenStates(calibration.folder)
         self._embed(calibration, hidden, compressed=self.sequential)
         dense = HiddenStates.named(calibration.folder, "dense") if self.refit else None
@@ -228,7 +240,10 @@ class _Loop:
             for name in site.modules
         }
         self.write(index, statistics)
-        statistics.clear()
+        if self.shared is None:
+            statistics.clear()
+        else:
+            self.shared.blocks[index] = statistics
         if advance and self.sequential:
             self._advance(self._load(index, compressed=True), index, hidden)
 
@@ -338,16 +353,22 @@ class _Loop:
                 hidden[position] = output
 
     def _fisher(self, calibration: Calibration, pending: list[Part]) -> dict[str, Tensor]:
-        wanted = [
-            self.weights[plan.name]
-            for plan in self.store.plan
-            if plan.form == "factors" and plan.part in pending
-        ]
+        wanted = {
+            plan.name for plan in self.store.plan if plan.form == "factors" and plan.part in pending
+        }
+        if self.shared is not None:
+            if self.shared.fisher is not None and wanted <= self.shared.fisher.keys():
+                return self.shared.fisher
+            # Another compression may factorise other layers.
+            wanted |= {name for name, weight in self.weights.items() if weight.block is not None}
         total = 2 * len(self.model)
-        return fisher_information(
+        found = fisher_information(
             self.model,
             calibration.windows,
-            wanted,
+            [weight for name, weight in self.weights.items() if name in wanted],
             folder=calibration.folder,
             progress=lambda done: self.progress("Fisher information", done, total),
         )
+        if self.shared is not None:
+            self.shared.fisher = found
+        return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -13,11 +13,21 @@ from asvd_q.errors import ModelError
 from asvd_q.metrics import PerplexityMeter, agreement, kl_divergence, token_nll
 from asvd_q.recipe.corpora import Protocol
 
-__all__ = ["Quality", "TokenWindows", "compare_quality", "evaluate_quality"]
+__all__ = [
+    "Quality",
+    "TokenWindows",
+    "compare_quality",
+    "distant_quality",
+    "evaluate_quality",
+    "scored_quality",
+]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    # Infinity, which a perplexity can be, has no number in JSON.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, ser_json_inf_nan="strings"
+    )
 
 
 class TokenWindows(_Frozen):
@@ -76,11 +86,29 @@ def evaluate_quality(
         batch_size: windows per forward pass.
         progress: called with the batches done and their number.
     """
+    scored = runner.score(torch.split(text.tokens, batch_size))
+    return scored_quality(scored, runner.runtime, text, batch_size=batch_size, progress=progress)
+
+
+def scored_quality(
+    scored: Iterable[Tensor],
+    runtime: str,
+    text: TokenWindows,
+    *,
+    batch_size: int,
+    progress: Advance = lambda done, total: None,
+) -> Quality:
+    """Perplexity of logits that a model has given.
+
+    Args:
+        scored: for every batch, in order, (windows, tokens, vocabulary).
+        runtime: what computed them.
+    """
     batches, meter = torch.split(text.tokens, batch_size), PerplexityMeter()
-    for done, (batch, logits) in enumerate(zip(batches, runner.score(batches), strict=True)):
+    for done, (batch, logits) in enumerate(zip(batches, scored, strict=True)):
         meter.update(token_nll(logits, batch))
         progress(done + 1, len(batches))
-    return _quality(runner, text, meter)
+    return _quality(runtime, text, meter)
 
 
 def compare_quality(
@@ -99,30 +127,52 @@ def compare_quality(
     Raises:
         ModelError: their vocabularies differ.
     """
-    batches = torch.split(text.tokens, batch_size)
-    before, after = PerplexityMeter(), PerplexityMeter()
+    batches, before = torch.split(text.tokens, batch_size), PerplexityMeter()
+
+    def expected() -> Iterable[Tensor]:
+        for batch, logits in zip(batches, reference.score(batches), strict=True):
+            before.update(token_nll(logits, batch))
+            yield logits
+
+    found = distant_quality(expected(), runner, text, batch_size=batch_size, progress=progress)
+    return _quality(reference.runtime, text, before), found
+
+
+def distant_quality(
+    expected: Iterable[Tensor],
+    runner: Runner,
+    text: TokenWindows,
+    *,
+    batch_size: int,
+    progress: Advance = lambda done, total: None,
+) -> Quality:
+    """Perplexity of a model, and its distance from logits that another has given.
+
+    Args:
+        expected: the other's for every batch, in order, each (windows, tokens, vocabulary).
+
+    Returns:
+        Quality with `kl` and `agreement`.
+    """
+    batches, meter = torch.split(text.tokens, batch_size), PerplexityMeter()
     divergence, agreed = 0.0, 0
-    pairs = zip(batches, reference.score(batches), runner.score(batches), strict=True)
-    for done, (batch, expected, logits) in enumerate(pairs):
-        if expected.shape != logits.shape:
+    triples = zip(batches, expected, runner.score(batches), strict=True)
+    for done, (batch, reference, logits) in enumerate(triples):
+        if reference.shape != logits.shape:
             raise ModelError(
-                f"the reference has a vocabulary of {expected.shape[-1]} tokens and the model one "
+                f"the reference has a vocabulary of {reference.shape[-1]} tokens and the model one "
                 f"of {logits.shape[-1]}: give the model that it was made from"
             )
-        before.update(token_nll(expected, batch))
-        after.update(token_nll(logits, batch))
-        divergence += float(kl_divergence(expected, logits).sum())
-        agreed += int(agreement(expected, logits).sum())
+        meter.update(token_nll(logits, batch))
+        divergence += float(kl_divergence(reference, logits).sum())
+        agreed += int(agreement(reference, logits).sum())
         progress(done + 1, len(batches))
     positions = text.tokens.numel()
     distance = {"kl": divergence / positions, "agreement": agreed / positions}
-    return (
-        _quality(reference, text, before),
-        _quality(runner, text, after).model_copy(update=distance),
-    )
+    return _quality(runner.runtime, text, meter).model_copy(update=distance)
 
 
-def _quality(runner: Runner, text: TokenWindows, meter: PerplexityMeter) -> Quality:
+def _quality(runtime: str, text: TokenWindows, meter: PerplexityMeter) -> Quality:
     windows, window = text.tokens.shape
     return Quality(
         corpus=text.corpus,
@@ -131,6 +181,6 @@ def _quality(runner: Runner, text: TokenWindows, meter: PerplexityMeter) -> Qual
         windows=windows,
         tokens=meter.tokens,
         perplexity=meter.perplexity,
-        runtime=runner.runtime,
+        runtime=runtime,
         protocol=text.protocol,
     )

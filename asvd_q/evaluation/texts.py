@@ -14,6 +14,7 @@ from asvd_q.models import SourceModel
 from asvd_q.recipe import CorpusSection, EvaluateSection
 from asvd_q.recipe.named import NAMED
 from asvd_q.statistics.corpora import load_corpus
+from asvd_q.statistics.reading import CorpusReader
 from asvd_q.statistics.windows import evaluation_windows, running_windows, tokenize
 
 if TYPE_CHECKING:
@@ -26,12 +27,16 @@ _LONGEST_WINDOW = 2048
 
 
 def evaluation_texts(
-    section: EvaluateSection, tokenizer: PreTrainedTokenizerBase, context: int | None
+    section: EvaluateSection,
+    tokenizer: PreTrainedTokenizerBase,
+    context: int | None,
+    reader: CorpusReader | None = None,
 ) -> list[TokenWindows]:
     """Every corpus of an `evaluate` section, cut into windows.
 
     Args:
         context: tokens that the model was made for; None where it has no bound.
+        reader: knows what it has read before; None reads everything anew.
 
     Raises:
         CorpusError: a corpus that is missing, empty or too short.
@@ -40,13 +45,20 @@ def evaluation_texts(
     window = section.window if isinstance(section.window, int) else longest
     standard = section.protocol == "standard"
     cut = running_windows if standard else evaluation_windows
-    found = []
+    found, reader = [], reader or CorpusReader()
     for part in section.corpora:
         windows = section.windows
         if standard and windows is None and part.source in NAMED:
             windows = NAMED[part.source].windows
-        corpus = load_corpus(part)
-        tokens = cut(corpus, tokenizer, window=window, windows=windows, bos=section.bos)
+        corpus = reader.load(part)
+        tokens = cut(
+            corpus,
+            tokenizer,
+            window=window,
+            windows=windows,
+            bos=section.bos,
+            encode=reader.encode,
+        )
         found.append(
             TokenWindows(
                 corpus=corpus.name,

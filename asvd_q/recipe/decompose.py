@@ -91,6 +91,11 @@ class DecomposeSection(Section):
         return _POWERS[split] if isinstance(split, str) else split
 
     @property
+    def has_power(self) -> bool:
+        """Whether `alpha` has a meaning: whitening and none have no diagonal to raise to it."""
+        return self.scaling not in ("whitening", "none")
+
+    @property
     def has_target(self) -> bool:
         """Whether the section itself says which ranks to take; else a search has to."""
         return self.kept_ratio is not None or self.ranks is not None

@@ -14,7 +14,7 @@ from asvd_q.recipe.overrides import Override, apply_override, parse_override
 from asvd_q.recipe.schema import Recipe
 from asvd_q.recipe.text import parse_yaml
 
-__all__ = ["load_recipe"]
+__all__ = ["check_recipe", "load_recipe", "read_mapping"]
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -33,28 +33,56 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
             what is allowed.
     """
     file = Path(path)
-    content = _read(file)
-    parsed = [parse_override(text) for text in overrides]
-    for override in parsed:
+    return check_recipe(read_mapping(file), [parse_override(text) for text in overrides], file)
+
+
+def check_recipe(
+    content: dict[str, Any],
+    overrides: Sequence[Override],
+    file: Path,
+    *,
+    folders: Sequence[Path] = (),
+) -> Recipe:
+    """Override and check a recipe that has been read.
+
+    Args:
+        content: of the file; it is not changed.
+        overrides: applied in order.
+        file: where the content came from.
+        folders: where paths are looked up between the recipe's folder and the current directory.
+
+    Raises:
+        RecipeError: as `load_recipe`; the message names the override that is at fault.
+    """
+    for override in overrides:
         content = apply_override(content, override)
-    content.setdefault("output", f"runs/{file.stem}")
+    content = {"output": f"runs/{file.stem}", **content}
     try:
-        return Recipe.model_validate(content, context={"folder": file.parent})
+        return Recipe.model_validate(content, context={"folders": [file.parent, *folders]})
     except ValidationError as error:
         problem = first_problem(error, content, Recipe)
-        raise RecipeError(explain(problem, _origin(problem.path, parsed, file))) from None
+        raise RecipeError(explain(problem, _origin(problem.path, overrides, file))) from None
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_mapping(file: Path, what: str = "recipe", needs: str = "model") -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Args:
+        what: the file is, for messages.
+        needs: the key that it cannot do without, for messages.
+
+    Raises:
+        RecipeError: the file cannot be read, is not YAML, or holds something else.
+    """
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise RecipeError(f"cannot read the recipe {file}: {reason}") from None
+        raise RecipeError(f"cannot read the {what} {file}: {reason}") from None
     content = parse_yaml(text, str(file))
     if not isinstance(content, dict):
         found = "empty" if content is None else f"a {type(content).__name__}"
-        raise RecipeError(f"{file}: a recipe is a mapping with at least `model`; this is {found}")
+        raise RecipeError(f"{file}: a {what} is a mapping with at least `{needs}`; this is {found}")
     return content
 
 

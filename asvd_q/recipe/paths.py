@@ -15,14 +15,13 @@ def resolve_path(path: str, info: ValidationInfo, *, probe: str | None = None) -
 
     Args:
         path: as the recipe has it.
-        info: its context may hold `folder`, the recipe file's.
+        info: its context may hold `folders` to look in before the current directory, the recipe
+            file's first.
         probe: the name to look for in place of `path`, where that has a placeholder.
     """
     wanted = os.path.expanduser(probe or path)
-    folders = [Path.cwd()]
-    if info.context and "folder" in info.context:
-        folders.insert(0, Path(info.context["folder"]))
-    for folder in folders:
+    given = info.context.get("folders", ()) if info.context else ()
+    for folder in (*map(Path, given), Path.cwd()):
         if (folder / wanted).exists():
             return os.path.abspath(folder / os.path.expanduser(path))
     return path

@@ -1,4 +1,4 @@
-"""Plots of a rank search, each as PNG and SVG."""
+"""Plots of a rank search, each as PNG and SVG, and what other plots are made with."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = [
     "ATTENTION",
     "MLP",
     "NATS",
     "OTHER",
+    "figure_of",
     "part_of",
     "plot_budgets",
     "plot_kept_ratios",
     "plot_predictions",
     "plot_sensitivities",
+    "save_figure",
 ]
 
 ATTENTION, MLP, OTHER = "attention", "MLP", "other"
@@ -165,28 +168,44 @@ def part_of(layer: str) -> str:
     return MLP if kind in _MLP_KINDS or ".mlp." in layer else OTHER
 
 
-def _canvas(folder: Path, name: str) -> tuple[Axes, Callable[[], list[Path]]]:
-    """Empty axes, and what saves them as `name` in both formats."""
-    from matplotlib import rc_context
+def figure_of(
+    lines: int, columns: int, *, width: float, height: float
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of empty panels, and those line by line.
+
+    Args:
+        width, height: of one panel, in inches.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    figure = Figure(figsize=(columns * width, lines * height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    return figure, figure.subplots(lines, columns, squeeze=False).tolist()
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as PNG and as SVG; the same figure gives the same bytes.
+
+    Returns:
+        The files written.
+    """
+    from matplotlib import rc_context
+
+    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+    figure.savefig(png, dpi=150)
+    # Without a date, and with names that are no random numbers.
+    with rc_context({"svg.hashsalt": name}):
+        figure.savefig(svg, metadata={"Date": None})
+    return [png, svg]
+
+
+def _canvas(folder: Path, name: str) -> tuple[Axes, Callable[[], list[Path]]]:
+    """Empty axes, and what saves them as `name` in both formats."""
+    figure, [[axes]] = figure_of(1, 1, width=7.5, height=4.5)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-
-    def save() -> list[Path]:
-        png, svg = folder / f"{name}.png", folder / f"{name}.svg"
-        figure.savefig(png, dpi=150)
-        # Without a date, and with names that are no random numbers, the same search gives the
-        # same bytes.
-        with rc_context({"svg.hashsalt": name}):
-            figure.savefig(svg, metadata={"Date": None})
-        return [png, svg]
-
-    return axes, save
+    return axes, lambda: save_figure(figure, folder, name)
 
 
 def _legend(axes: Axes, parts: set[str]) -> None:

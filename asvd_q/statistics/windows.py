@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -36,6 +36,10 @@ class WindowSource(Protocol):
         """int64 (count, window), starting with the token `first` where that is not None."""
 
 
+Encode = Callable[[Corpus, "PreTrainedTokenizerBase"], Tensor]
+"""What `tokenize` does, or something that knows the result already."""
+
+
 def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """The whole corpus as token ids, without special tokens.
 
@@ -55,6 +59,7 @@ def calibration_windows(
     window: int,
     seed: int,
     bos: Bos = "auto",
+    encode: Encode = tokenize,
 ) -> Tensor:
     """Windows at random offsets, corpus by corpus in the order given.
 
@@ -69,6 +74,7 @@ def calibration_windows(
         seed: of the generator.
         bos: whether the BOS token takes the first place of each window; `auto` when the
             tokenizer itself puts it at the start of a text.
+        encode: turns a corpus into tokens.
 
     Returns:
         int64 (samples, window).
@@ -85,7 +91,7 @@ def calibration_windows(
         if not isinstance(corpus, Corpus):
             windows.extend(corpus.windows(share, window, first))
             continue
-        ids = tokenize(corpus, tokenizer)
+        ids = encode(corpus, tokenizer)
         _require(corpus, len(ids), window, window + 1)
         for _ in range(share):
             offset = generator.randint(0, len(ids) - window - 1)
@@ -100,6 +106,7 @@ def evaluation_windows(
     window: int,
     windows: int | None = None,
     bos: Bos = "auto",
+    encode: Encode = tokenize,
 ) -> Tensor:
     """Consecutive windows from the start of a corpus; a rest shorter than a window is dropped.
 
@@ -111,7 +118,7 @@ def evaluation_windows(
         tokenizer: the model's.
         window: tokens per window.
         windows: how many at most; None takes all.
-        bos: as in `calibration_windows`.
+        bos, encode: as in `calibration_windows`.
 
     Returns:
         int64 (windows or fewer, window).
@@ -120,7 +127,7 @@ def evaluation_windows(
         CorpusError: fewer tokens than one window, or BOS wanted from a tokenizer that has none.
     """
     first = _bos_id(tokenizer, bos)
-    return _with_bos(_cut(corpus, tokenize(corpus, tokenizer), window, windows), first)
+    return _with_bos(_cut(corpus, encode(corpus, tokenizer), window, windows), first)
 
 
 def running_windows(
@@ -130,6 +137,7 @@ def running_windows(
     window: int,
     windows: int | None = None,
     bos: Bos = "auto",
+    encode: Encode = tokenize,
 ) -> Tensor:
     """Consecutive windows of the text as the tokenizer gives it: BOS stands at its start alone.
 
@@ -138,6 +146,7 @@ def running_windows(
 
     Args:
         bos: `auto` leaves it to the tokenizer, whatever else that puts around a text included.
+        encode: where it is not left to the tokenizer.
 
     Other arguments, the result and errors are those of `evaluation_windows`.
 
@@ -147,7 +156,7 @@ def running_windows(
         ids = torch.tensor(tokenizer(corpus.text, verbose=False)["input_ids"], dtype=torch.int64)
     else:
         first = _bos_id(tokenizer, bos)
-        ids = tokenize(corpus, tokenizer)
+        ids = encode(corpus, tokenizer)
         ids = ids if first is None else torch.cat([torch.tensor([first]), ids])
     return _cut(corpus, ids, window, windows)
 

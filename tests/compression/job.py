@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from asvd_q.compression import Calibration, SpectraFile, compress
+from asvd_q.compression.shared import SharedStatistics
 from asvd_q.files import sha256
 from asvd_q.models import SourceModel
 from asvd_q.models.blockwise import BlockwiseModel
@@ -42,6 +43,7 @@ def compress_to(
     seed: int = 0,
     progress: Progress = quiet,
     spectra: Path | None = None,
+    shared: SharedStatistics | None = None,
 ) -> Store:
     """Compress, or go on with what is in `folder`.
 
@@ -86,6 +88,7 @@ def compress_to(
         spectra=None
         if spectra is None
         else SpectraFile(spectra, store.key, [layer.name for layer in plan]),
+        shared=shared,
     )
     return Store.open(folder, source)
 

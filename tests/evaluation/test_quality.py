@@ -13,7 +13,13 @@ from scipy.special import log_softmax
 from torch import Tensor
 
 from asvd_q.errors import ModelError, NumericsError
-from asvd_q.evaluation.quality import TokenWindows, compare_quality, evaluate_quality
+from asvd_q.evaluation.quality import (
+    Quality,
+    TokenWindows,
+    compare_quality,
+    distant_quality,
+    evaluate_quality,
+)
 from asvd_q.evaluation.runners import model_runner
 from asvd_q.models import SourceModel
 from tests.models.families import TOKENS, plain_logits, save_family
@@ -109,3 +115,18 @@ def test_a_reference_of_another_vocabulary() -> None:
     runners = (Fixed(torch.zeros(60)), Fixed(torch.zeros(64)))
     with pytest.raises(ModelError, match=r"reference has a vocabulary of 60 .* one of 64"):
         compare_quality(*runners, TEXT, batch_size=2)
+
+
+def test_the_distance_from_kept_logits_is_that_from_the_model(folders: list[Path]) -> None:
+    reference, other = map(runner, folders)
+    kept = list(reference.score(torch.split(TOKENS, 2)))
+    found = distant_quality(kept, other, TEXT, batch_size=2)
+    assert found == compare_quality(reference, other, TEXT, batch_size=2)[1]
+    with pytest.raises(ValueError, match="argument 2"):
+        distant_quality(kept[1:], other, TEXT, batch_size=2)
+
+
+def test_an_infinite_perplexity_survives_json(folders: list[Path]) -> None:
+    found = evaluate_quality(runner(folders[0]), TEXT, batch_size=2)
+    found = found.model_copy(update={"perplexity": math.inf})
+    assert Quality.model_validate_json(found.model_dump_json()) == found
