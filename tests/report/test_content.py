@@ -10,8 +10,9 @@ import pytest
 
 from asvd_q.errors import ArtefactError
 from asvd_q.evaluation.proof import Proof
+from asvd_q.evaluation.tasks.record import TaskMetric, TaskResult
 from asvd_q.plan import QuantSpec
-from asvd_q.report.page import report_content
+from asvd_q.report.page import html_page, markdown_page, report_content
 from asvd_q.report.page.grid import Grid
 from asvd_q.report.page.sizes import size_grid
 from asvd_q.report.page.words import from_to
@@ -101,6 +102,28 @@ def test_layers_have_their_errors_in_the_order_of_the_stages(tmp_path: Path) -> 
     assert _column(grid, "bits") == ["4", "4"]
     assert _column(grid, "reason") == ["–", "late"]
     assert _column(grid, "kept energy")[0] == "–"
+
+
+def test_tasks_stand_beside_perplexity(tmp_path: Path) -> None:
+    dense = TaskResult(
+        task="arc_easy",
+        version="1",
+        shots=0,
+        samples=100,
+        sha256="a" * 64,
+        metrics={"acc": TaskMetric(value=0.5, error=0.05), "acc_norm": TaskMetric(value=0.4)},
+        runtime="torch",
+    )
+    found = dense.model_copy(
+        update={"metrics": {"acc": TaskMetric(value=0.45, error=0.05)}, "agreement": 0.9}
+    )
+    run = record(dense_tasks=(dense,), tasks=(found,))
+    content = report_content(run_folder(tmp_path, run), run)
+    assert [grid.title for grid in content.quality] == ["Perplexity", "Tasks"]
+    assert _column(content.quality[1], "dense") == ["0.5000 ± 0.0500"]
+    assert _column(content.quality[1], "change") == ["-0.0500"]
+    assert "0.4500 ± 0.0500" in html_page(content)
+    assert "| arc_easy | 0 | 100 | acc |" in markdown_page(content)
 
 
 def test_a_search_adds_what_it_predicted(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from asvd_q.report.page.tables import (
     layer_grid,
     quality_grid,
     stage_grid,
+    task_grid,
     version_grid,
 )
 from asvd_q.report.run import RunRecord
@@ -84,7 +85,9 @@ def report_content(folder: Path, record: RunRecord) -> ReportContent:
         headlines=headlines(record),
         warnings=record.warnings,
         notes=tuple(f"{layer.name}: {note}" for layer in record.layers for note in layer.notes),
-        quality=tuple(grid for grid in (quality_grid(record),) if grid is not None),
+        quality=tuple(
+            grid for grid in (quality_grid(record), task_grid(record)) if grid is not None
+        ),
         artefacts=artefact_grid(record),
         sizes=part_sizes(record),
         search=() if found is None else found.remarks,

@@ -9,6 +9,7 @@ from asvd_q.records import LayerRecord, LayerSpectrum
 from asvd_q.report.page.grid import NOTHING, Cell, Column, Grid, number, share, text
 from asvd_q.report.run import ArtefactRecord, RunRecord
 from asvd_q.report.tables import size
+from asvd_q.report.tasks import task_table
 
 __all__ = [
     "artefact_grid",
@@ -16,6 +17,7 @@ __all__ = [
     "layer_grid",
     "quality_grid",
     "stage_grid",
+    "task_grid",
     "version_grid",
 ]
 
@@ -61,6 +63,18 @@ def quality_grid(record: RunRecord) -> Grid | None:
         Column("runtime", "what computed the logits", numeric=False),
     )
     return Grid("Perplexity", columns, tuple(rows))
+
+
+def task_grid(record: RunRecord) -> Grid | None:
+    """One row per metric of every task, dense beside compressed; None where there was none."""
+    if not record.tasks:
+        return None
+    table = task_table(record.tasks, record.dense_tasks)
+    columns = tuple(
+        Column(label, numeric=index > 0 and label != "metric")
+        for index, label in enumerate(table.columns)
+    )
+    return Grid(table.title, columns, tuple(tuple(map(text, row)) for row in table.rows))
 
 
 def artefact_grid(record: RunRecord) -> Grid | None:
