@@ -131,8 +131,9 @@ def compare_quality(
 
     def expected() -> Iterable[Tensor]:
         for batch, logits in zip(batches, reference.score(batches), strict=True):
-            before.update(token_nll(logits, batch))
             yield logits
+            # Comes after the look at the vocabularies; the strict zip asks for one more at the end.
+            before.update(token_nll(logits, batch))
 
     found = distant_quality(expected(), runner, text, batch_size=batch_size, progress=progress)
     return _quality(reference.runtime, text, before), found
@@ -153,12 +154,15 @@ def distant_quality(
 
     Returns:
         Quality with `kl` and `agreement`.
+
+    Raises:
+        ModelError: the vocabularies differ.
     """
     batches, meter = torch.split(text.tokens, batch_size), PerplexityMeter()
     divergence, agreed = 0.0, 0
     triples = zip(batches, expected, runner.score(batches), strict=True)
     for done, (batch, reference, logits) in enumerate(triples):
-        if reference.shape != logits.shape:
+        if reference.shape[-1] != logits.shape[-1]:
             raise ModelError(
                 f"the reference has a vocabulary of {reference.shape[-1]} tokens and the model one "
                 f"of {logits.shape[-1]}: give the model that it was made from"

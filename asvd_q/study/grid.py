@@ -28,7 +28,7 @@ class Point:
     Attributes:
         settings: varied key → what its value is called.
         repeat: the same for repeated keys.
-        recipe: with the values in it; it exports nothing.
+        recipe: with the values in it; it exports nothing and does no tasks.
     """
 
     settings: Mapping[str, str]
@@ -72,11 +72,13 @@ def expand(
     for chosen in _combinations(study, origin, only or {}):
         overrides = [*common, *(_override(choice, f"{origin}: vary") for choice in chosen)]
         recipe = check_recipe(content, overrides, file, folders=folders)
-        if recipe.evaluate is None:
+        if recipe.evaluate is None or not recipe.evaluate.corpora:
             raise RecipeError(
-                f"{file}: a study compares what it evaluates, and the recipe has no `evaluate` "
-                "section: add one, or `evaluate` to the study's `set`"
+                f"{file}: a study compares perplexities, and the recipe has no corpora in an "
+                "`evaluate` section: add them, or `evaluate.corpora` to the study's `set`"
             )
+        evaluate = recipe.evaluate.model_copy(update={"tasks": ()})
+        recipe = recipe.model_copy(update={"evaluate": evaluate})
         if recipe.budget is None:
             # A budget is counted in the bytes of the format; nothing else here depends on it.
             recipe = recipe.model_copy(update={"export": ()})

@@ -85,7 +85,7 @@ def _machine(prepared: Prepared) -> dict[str, Any]:
 
 
 def _text(text: TokenWindows) -> list[str]:
-    return [text.corpus, text.split, _tokens(text.tokens)]
+    return [text.corpus, text.split, text.protocol, _tokens(text.tokens)]
 
 
 def _tokens(tokens: Tensor) -> str:

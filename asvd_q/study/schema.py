@@ -70,7 +70,7 @@ class MatrixPlot(_Plot):
 class StudySection(Section):
     """One recipe at all combinations of some values, each compressed and evaluated.
 
-    Nothing is exported. Keys are those of `--set`: `decompose.alpha`.
+    Nothing is exported, and no tasks are done. Keys are those of `--set`: `decompose.alpha`.
     """
 
     version: Literal[1] = 1

@@ -133,7 +133,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"vary": {"decompose.alpha": [1, 9]}}, "vary decompose.alpha=9: decompose.alpha is 9"),
     ({"vary": {"decompose.alpha": [1, 1.0]}}, "two values that are called '1'"),
     ({"set": {"decompose.alpha": 1}}, "decompose.alpha is in `vary` and in `set`"),
-    ({"set": {"evaluate": None}}, "no `evaluate` section"),
+    ({"set": {"evaluate": None}}, "no corpora in an `evaluate` section"),
     ({"set": {"seed": 1}, "repeat": {"seed": [1]}}, "seed is in `repeat` and in `set`"),
     ({"without": [{"seed": 1}]}, "seed is not varied"),
     ({"without": [{"decompose.alpha": [0.5, 1]}]}, "leaves all of them out"),
