@@ -110,6 +110,7 @@ def _source(entry: Entry, result: Result, machines: list[Machine], versions: dic
         result.date,
         f"machine {_letter(machines.index(result.machine))}",
         _time(result.seconds),
+        f"load before it {result.load:.1f}",
         *(["with " + ", ".join(others)] if others else []),
         *([f"needs {entry.needs}"] if entry.needs else []),
         f"[numbers](results/{entry.name}.json)",

@@ -27,6 +27,7 @@ class Result(BaseModel):
         command: that repeats it; DIR stands for folders of the user's own.
         date: on which it ended, YYYY-MM-DD.
         seconds: that it took, or that the points took which it did not compute anew.
+        load: processes that wanted a core in the minute before, on average: what else was going on.
         holds: False where the script says that what it claims does not hold here.
         numbers: what it wrote as JSON.
         rest: what it wrote beside that (see `benchmarks.decode`).
@@ -38,6 +39,7 @@ class Result(BaseModel):
     command: str
     date: str
     seconds: float
+    load: float
     machine: Machine
     versions: dict[str, str]
     holds: bool = True

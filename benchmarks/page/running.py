@@ -59,6 +59,7 @@ def run_entry(entry: Entry, results: Results, work: Path, data: Path | None) -> 
         command.append("--append")
     else:
         raw.unlink(missing_ok=True)
+    load = os.getloadavg()[0]
     start = time.perf_counter()
     status, printed = _echoed(command)
     seconds = time.perf_counter() - start
@@ -71,6 +72,7 @@ def run_entry(entry: Entry, results: Results, work: Path, data: Path | None) -> 
         command=command_of(entry),
         date=datetime.now(UTC).date().isoformat(),
         seconds=round(max(seconds, _seconds_of(numbers))),
+        load=round(load, 1),
         machine=this_machine(),
         versions=versions(),
         holds=status == 0,
