@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asvd_q.files import atomic_path
 from benchmarks._compressions import CasePoint
 from benchmarks.page.budget import BESIDE, budget_points
 from benchmarks.page.codes import points_of
@@ -24,6 +25,19 @@ _WORST, _WIDEST = 25.0, 6.0
 
 _INK = "#768390"
 """Of the text; of the same contrast on GitHub's white and on its dark grey."""
+
+
+_SETTINGS: Mapping[str, Any] = {
+    "svg.fonttype": "none",  # the reader's own font
+    "svg.hashsalt": "asvd-q",
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
 
 
 @dataclass(frozen=True)
@@ -60,9 +74,12 @@ def series_of(results: Results) -> list[Series]:
         kind = _kind(point)
         if kind is not None:
             spot = (point.bits_per_weight, 100 * rise(point.perplexity, dense.perplexity))
-            if spot[0] <= _WIDEST and spot[1] <= _WORST:
-                found[kind].append(spot)
-    return [Series(name, tuple(sorted(spots))) for name, spots in found.items() if spots]
+            found[kind].append(spot)
+    shown = {
+        name: sorted((x, y) for x, y in spots if x <= _WIDEST and 0 < y <= _WORST)
+        for name, spots in found.items()
+    }
+    return [Series(name, tuple(spots)) for name, spots in shown.items() if spots]
 
 
 def fingerprint(series: Sequence[Series]) -> str:
@@ -73,37 +90,31 @@ def fingerprint(series: Sequence[Series]) -> str:
 
 def draw(series: Sequence[Series], path: Path = PICTURE) -> None:
     """Write an SVG without a background, readable on a light page and on a dark one."""
-    import matplotlib as mpl
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    settings = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "asvd-q",
-        "font.family": "sans-serif",
-        **dict.fromkeys(
-            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK
-        ),
-    }
-    with mpl.rc_context(settings):
-        figure, axes = plt.subplots(figsize=(7.6, 4.4), layout="constrained")
+    with rc_context(_SETTINGS):
+        figure = Figure(figsize=(8, 4.4), layout="constrained")
+        axes = figure.subplots()
         for one in series:
             style = {"markersize": 6, "linewidth": 0, **_STYLES[one.name]}
             axes.plot(*zip(*one.points, strict=True), label=one.name, **style)
         axes.set(
             yscale="log",
             xlabel="bits per weight of the linear layers, scales included",
-            ylabel="rise of the perplexity over the dense model's, %",
+            ylabel="rise of the perplexity, %",
         )
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.grid(alpha=0.25, color=_INK, which="both", linewidth=0.5)
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.grid(alpha=0.3, color=_INK, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"Date": None, "Description": fingerprint(series)}
-        figure.savefig(path, transparent=True, metadata=metadata)
-        plt.close(figure)
+        with atomic_path(path) as partial:
+            figure.savefig(partial, format="svg", transparent=True, metadata=metadata)
 
 
 def _kind(point: CasePoint) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 from asvd_q.report.run import versions
 from benchmarks.common import write_json
 from benchmarks.page.machine import this_machine
-from benchmarks.page.registry import ENTRIES, Entry
+from benchmarks.page.registry import Entry
 from benchmarks.page.result import Result, Results
 
 __all__ = ["ScriptError", "command_of", "run_all", "run_entry"]
@@ -88,7 +88,7 @@ def run_entry(entry: Entry, results: Results, work: Path, data: Path | None) -> 
 def run_all(entries: Sequence[Entry], results: Results, work: Path, data: Path | None) -> list[str]:
     """Run those that an interrupted call has not finished; what failed is returned, in words."""
     failed = []
-    ordered = sorted(entries, key=lambda entry: (bool(_read_by(entry)), ENTRIES.index(entry)))
+    ordered = sorted(entries, key=lambda entry: bool(_read_by(entry)))
     done = work / "done.json"
     finished: list[str] = json.loads(done.read_text()) if done.exists() else []
     for position, entry in enumerate(ordered, start=1):
