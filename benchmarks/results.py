@@ -1,6 +1,7 @@
 """Run the scripts whose numbers are quoted, and write them on one page.
 
-    python -m benchmarks.results [NAME …] [--fast] [--data DIR] [--from DIR] [--fresh]
+    python -m benchmarks.results [NAME …] [--fast] [--data DIR] [--points NAME=FILE …]
+                                 [--fresh]
     python -m benchmarks.results --pages
 
 Without a NAME everything runs, which takes hours and needs DIR: a folder of NAME.train.txt and
@@ -11,8 +12,8 @@ What was found lies in `benchmarks/results/NAME.json` with machine, versions, da
 docs, and the picture are written from these files alone. --pages does only that.
 
 An interrupted call goes on where it stopped: finished scripts are not run again (--fresh runs
-them), and those with --append go on with their own points. --from takes such points from
-DIR/NAME.json.
+them), and those with --append go on with their own points. --points gives a script the points that
+another call of it has written.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from benchmarks.page.blocks import fill_pages
 from benchmarks.page.picture import PICTURE, draw, series_of
-from benchmarks.page.registry import ENTRIES, entry_named
+from benchmarks.page.registry import ENTRIES
 from benchmarks.page.rendering import write_page
 from benchmarks.page.result import MissingResultError, Results
 from benchmarks.page.running import run_all
@@ -47,8 +48,9 @@ def main() -> None:
         ]
         if options.fresh:
             shutil.rmtree(_WORK, ignore_errors=True)
-        if options.source is not None:
-            _take(options.source, [entry.name for entry in chosen])
+        for name, path in options.points:
+            (_WORK / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, _WORK / name / "numbers.json")
         failed = run_all(chosen, results, _WORK, options.data)
     results = Results()
     write_page(results)
@@ -62,12 +64,11 @@ def main() -> None:
         sys.exit("; ".join(failed))
 
 
-def _take(source: Path, names: list[str]) -> None:
-    """Points of earlier runs, for the scripts to go on with."""
-    for name in names:
-        if (source / f"{name}.json").is_file() and entry_named(name).keeps:
-            (_WORK / name).mkdir(parents=True, exist_ok=True)
-            shutil.copy(source / f"{name}.json", _WORK / name / "numbers.json")
+def _points(text: str) -> tuple[str, Path]:
+    name, _, path = text.partition("=")
+    if not Path(path).is_file() or not any(one.name == name and one.keeps for one in ENTRIES):
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=FILE of a script with --append")
+    return name, Path(path)
 
 
 def _options() -> argparse.Namespace:
@@ -79,7 +80,14 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--fast", action="store_true", help="what needs no texts and minutes alone")
     parser.add_argument("--data", type=Path, help="folder of NAME.{train,test}.txt")
-    parser.add_argument("--from", dest="source", type=Path, help="folder of points to go on with")
+    parser.add_argument(
+        "--points",
+        type=_points,
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="to go on with; may be repeated",
+    )
     parser.add_argument("--fresh", action="store_true", help="go on with nothing")
     parser.add_argument("--pages", action="store_true", help="run nothing, write the pages")
     options = parser.parse_args()

@@ -14,9 +14,9 @@ from benchmarks.page.codes import points_of
 from benchmarks.page.grid import CORPORA, bold, cells, grid, percent, rise
 from benchmarks.page.result import Results
 
-__all__ = ["budget_finding", "budget_points", "budget_table", "parts_table"]
+__all__ = ["budget_finding", "budget_points", "budget_table", "parts_finding", "parts_table"]
 
-BESIDE = "frontier-corpora"
+BESIDE = "frontier"
 """The result that has everything else, with the same calibration."""
 
 _POINTS = TypeAdapter(list[BudgetPoint])
@@ -33,9 +33,9 @@ _PARTS: Mapping[str, str] = {
 """Variants of `benchmarks.budget`, in words."""
 
 
-def budget_points(results: Results) -> tuple[BudgetPoint, list[BudgetPoint]]:
+def budget_points(results: Results, name: str = "budget") -> tuple[BudgetPoint, list[BudgetPoint]]:
     """The dense model, and everything under a budget, the largest budgets first."""
-    points = _POINTS.validate_python(results["budget"].numbers)
+    points = _POINTS.validate_python(results[name].numbers)
     dense = next(point for point in points if point.target is None)
     chosen = [point for point in points if point.target is not None]
     return dense, sorted(chosen, key=lambda point: -(point.target or 0))
@@ -61,24 +61,32 @@ def budget_table(results: Results) -> str:
 
 def parts_table(results: Results) -> str:
     """What each part of the choice is worth, as the rise of the perplexity."""
-    dense, points = budget_points(results)
+    dense, points = budget_points(results, "budget-parts")
     found = {
         (point.name, point.target): rise(point.perplexity, dense.perplexity) for point in points
     }
-    targets = sorted(
-        {target for name, target in found if name == "mixed"}, key=lambda one: one or 0
-    )
-    rows = [
-        (
-            words,
-            *(
-                percent(found[name, target]) if (name, target) in found else "–"
-                for target in targets
-            ),
-        )
-        for name, words in _PARTS.items()
-    ]
+    targets = sorted({point.target for point in points if point.target is not None})
+
+    def cell(name: str, target: float) -> str:
+        return percent(found[name, target]) if (name, target) in found else "–"
+
+    rows = [(words, *(cell(name, one) for one in targets)) for name, words in _PARTS.items()]
     return grid(("", *(f"{target:g} bits" for target in targets)), rows)
+
+
+def parts_finding(results: Results) -> str:
+    """What low rank in any form is worth at each budget, and how well losses are predicted."""
+    dense, points = budget_points(results, "budget-parts")
+    found = {
+        (point.name, point.target): rise(point.perplexity, dense.perplexity) for point in points
+    }
+    pairs = [
+        f"{percent(found['all', target])} with low rank and {percent(share)} without at "
+        f"{target:g} bits"
+        for (name, target), share in sorted(found.items())
+        if name == "codes" and ("all", target) in found
+    ]
+    return f"Rise of the perplexity: {', '.join(pairs)}. {_predicted(points, dense)}"
 
 
 def budget_finding(results: Results) -> str:
@@ -87,15 +95,24 @@ def budget_finding(results: Results) -> str:
     beside = points_of(results, BESIDE)
     chosen = [point for point in points if point.name == "all"]
     won = sum(all(_wins(point, beside, name) for name in CORPORA) for point in chosen)
+    return " ".join(
+        (
+            f"At {won} of {len(chosen)} budgets the choice beats everything else of no more bytes "
+            "on all corpora.",
+            *_leads(chosen, beside, dense),
+            _predicted(points, dense),
+        )
+    )
+
+
+def _predicted(points: Sequence[BudgetPoint], dense: BudgetPoint) -> str:
     predicted = [point.predicted_loss for point in points]
     measured = [math.log1p(rise(point.perplexity, dense.perplexity)) for point in points]
     ratios = sorted(one / other for one, other in zip(measured, predicted, strict=True))
     return (
-        f"At {won} of {len(chosen)} budgets the choice beats everything else of no more bytes on "
-        f"all corpora. {' '.join(_leads(chosen, beside, dense))} Over all {len(points)} "
-        f"allocations, predicted and measured rise of the loss have a rank correlation of "
-        f"{spearman(predicted, measured):.3f}, and measured is {ratios[0]:.2f} to {ratios[-1]:.2f} "
-        f"of predicted."
+        f"Over {len(points)} allocations, predicted and measured rise of the loss have a rank "
+        f"correlation of {spearman(predicted, measured):.3f}, and measured is {ratios[0]:.2f} to "
+        f"{ratios[-1]:.2f} of predicted."
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import TypeAdapter
 
@@ -38,9 +38,6 @@ _CHOICES: Mapping[str, str] = {
 _PEERS = ("bitsandbytes: NF4", *(f"gptqmodel: GPTQ {bits}" for bits in (4, 3, 2)))
 """Other packages' codes that the table shows, on the front or not."""
 
-_COLUMNS = ((0.8, 4), (0.8, 3), (0.6, 3))
-"""Kept ratio and bits."""
-
 
 def points_of(results: Results, name: str) -> list[CasePoint]:
     """The points of `benchmarks.frontier` or `benchmarks.factor_ablation`, largest first."""
@@ -64,12 +61,9 @@ def front_table(results: Results) -> str:
     return grid(("bits per weight", "model", *CORPORA.values()), rows)
 
 
-def frontier_finding(name: str) -> Callable[[Results], str]:
-    """Which factors are on the front of all corpora, and what codes on them cost, in a result."""
-    return lambda results: _frontier_sentences(points_of(results, name))
-
-
-def _frontier_sentences(points: Sequence[CasePoint]) -> str:
+def frontier_finding(results: Results) -> str:
+    """Which factors are on the front of all corpora, and what codes on them cost."""
+    points = points_of(results, "frontier")
     best = _fronts(points)
     everywhere = set.intersection(*best.values())
     factors = [
@@ -94,15 +88,18 @@ def factor_choices_table(results: Results) -> str:
     """By how much the perplexity rises when one choice is another."""
     points = points_of(results, "factor_ablation")
     found = {(point.name, point.kept, point.bits): point for point in points}
+    places = [(point.kept, point.bits) for point in points if point.name == DEFAULT]
 
-    def cell(name: str, kept: float, bits: int) -> str:
-        point, default = found.get((name, kept, bits)), found.get((DEFAULT, kept, bits))
-        return "–" if point is None or default is None else percent(change(point, default))
+    def cell(name: str, kept: float | None, bits: int | None) -> str:
+        point = found.get((name, kept, bits))
+        return "–" if point is None else percent(change(point, found[DEFAULT, kept, bits]))
 
     rows = [
-        (words, *(cell(name, *where) for where in _COLUMNS)) for name, words in _CHOICES.items()
+        (words, *(cell(name, *place) for place in places))
+        for name, words in _CHOICES.items()
+        if any((name, *place) in found for place in places)
     ]
-    heads = (f"kept {kept}, {bits} bits" for kept, bits in _COLUMNS)
+    heads = (f"kept {kept:g}, {bits} bits" for kept, bits in places)
     return grid(("instead of the default", *heads), rows)
 
 

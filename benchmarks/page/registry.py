@@ -13,7 +13,6 @@ from benchmarks.page.result import Results
 __all__ = ["BLOCKS", "ENTRIES", "Block", "Entry", "claim_of", "entry_named", "title_of"]
 
 _SCRIPTS = Path(__file__).resolve().parent.parent
-_FOUR = "wikitext2,ptb,tinystories,pycode"
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,7 @@ class Block:
 
 
 _DATA = ("--data", "{data}")
+_CORPORA = (*_DATA, "--calibration", "wikitext2,ptb,tinystories,pycode")
 _CACHE = ("--cache", "{work}/cache")
 _PERPLEXITY = (
     "Perplexity on test parts, 64 windows of 512 tokens; bits per weight of the linear layers as a "
@@ -88,30 +88,25 @@ ENTRIES: tuple[Entry, ...] = (
         "budget",
         "budget",
         budget.budget_finding,
-        ("budget", "budget-parts"),
-        (
-            *_DATA,
-            *("--calibration", _FOUR, "--beside", f"{{{budget.BESIDE}}}"),
-            *_CACHE,
-        ),
+        ("budget",),
+        (*_CORPORA, "--variants", "all", "--beside", "{frontier}", *_CACHE),
         keeps=True,
     ),
     Entry(
-        budget.BESIDE,
-        "frontier",
-        codes.frontier_finding(budget.BESIDE),
-        (),
-        (*_DATA, "--calibration", _FOUR, *_CACHE),
-        setting="calibrated on the four corpora",
+        "budget-parts",
+        "budget",
+        budget.parts_finding,
+        ("budget-parts",),
+        (*_CORPORA, "--budgets", "2.56,3,3.59", *_CACHE),
+        setting="part by part",
         keeps=True,
     ),
     Entry(
         "frontier",
         "frontier",
-        codes.frontier_finding("frontier"),
+        codes.frontier_finding,
         ("frontier",),
-        (*_DATA, *_CACHE),
-        setting="calibrated on text of the model's own",
+        (*_CORPORA, "--kept", "0.8,0.6", *_CACHE),
         keeps=True,
     ),
     Entry(
@@ -119,7 +114,12 @@ ENTRIES: tuple[Entry, ...] = (
         "factor_ablation",
         codes.factor_finding,
         ("factor-choices",),
-        (*_DATA, *_CACHE),
+        (
+            *_DATA,
+            *("--bits", "4,3", "--kept", "0.8"),
+            *("--variants", "default,both,u,v,not-refitted,not-sequential,minmax"),
+            *_CACHE,
+        ),
         keeps=True,
     ),
     Entry(
@@ -177,7 +177,7 @@ BLOCKS: Mapping[str, Block] = {
     "demo": Block("demo", demo.demo_table),
     "budget": Block("budget", budget.budget_table, _PERPLEXITY),
     "budget-parts": Block(
-        "budget",
+        "budget-parts",
         budget.parts_table,
         "Rise of the perplexity over the dense model's, geometric mean over the corpora.",
     ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from benchmarks.page.budget import BESIDE
 from benchmarks.page.grid import CORPORA
 from benchmarks.page.machine import Machine
 from benchmarks.page.result import Result
@@ -222,13 +221,13 @@ NUMBERS: dict[str, Result] = {
     "allocation": result(ALLOCATION),
     "browser": result(BROWSER),
     "budget": result(BUDGET),
+    "budget-parts": result([*BUDGET, chosen("codes", 3.0, 1.09, 0.1)]),
     "budget_cost": result({"costs": [{"model": "m", "passes": 35.2, "trials": 4160}]}),
     "budget_onnx": result(ONNX),
     "decode": result(DECODE, {"sizes": WIDTHS}),
     "demo": result(DEMO),
     "factor_ablation": result(ABLATION),
     "frontier": result(FRONTIER),
-    BESIDE: result(FRONTIER),
     "gptq_speed": result(
         {"points": [s | {"ratio": 2.0, "equal_codes": 1, "error": 1} for s in SPEED]}
     ),

@@ -14,15 +14,14 @@ from benchmarks.page.rendering import render
 from benchmarks.page.result import Results
 
 PENDING = {
-    "allocation",
     "browser",
     "budget",
+    "budget-parts",
     "budget_cost",
     "budget_onnx",
     "decode",
     "factor_ablation",
     "frontier",
-    "frontier-corpora",
     "gptq_speed",
     "kernel_times",
     "parity",
@@ -92,7 +91,7 @@ def test_pending_is_what_has_no_results() -> None:
 
 
 def test_the_picture_shows_the_results() -> None:
-    if {"budget", "frontier-corpora"} & PENDING:
+    if {"budget", "frontier"} & PENDING:
         assert not PICTURE.exists()
     else:
         assert fingerprint(series_of(Results())) in PICTURE.read_text(encoding="utf-8")
