@@ -30,7 +30,7 @@ from asvd_q.report.run import RunRecord
 from asvd_q.report.tables import Table, print_table, size
 from benchmarks.common import write_json
 
-__all__ = ["CASES", "Case", "Row", "main", "make", "ranks_of"]
+__all__ = ["CASES", "Case", "Row", "folder_of", "main", "make", "ranks_of"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _RUNS = _ROOT / "runs" / "demo"
@@ -115,7 +115,7 @@ def make(case: Case, ranks: Mapping[str, int]) -> tuple[RunRecord, Path]:
     Returns:
         The record, and the run's folder; its artefact is `artefacts/onnx`.
     """
-    folder = _RUNS / case.name.lower().replace(" + ", "-").replace(", ", "-").replace(" ", "")
+    folder = folder_of(case)
     overrides = [*_COMMON, f"output={folder}", *case.overrides]
     if case.factors and ranks:
         overrides += ["search=null", f"decompose.ranks={json.dumps(dict(ranks))}"]
@@ -143,9 +143,7 @@ def main() -> None:
     prompt = torch.tensor([tokenizer(_PROMPT)["input_ids"]])
     runners = {name: model.runner for name, model in opened.items()}
     timings = time_in_turns(runners, prompt, tokens=_TOKENS)
-    rows = [
-        _row(case, records[case.name], timings[case.name], timings["dense"]) for case in CASES
-    ]
+    rows = [_row(case, records[case.name], timings[case.name], timings["dense"]) for case in CASES]
     print_table(console, _table(rows))
     console.print(_footnote(records), highlight=False)
     last = CASES[-1].name
@@ -154,6 +152,11 @@ def main() -> None:
     console.print(f"\n{time.perf_counter() - started:.0f} s; runs and artefacts: {_RUNS}")
     if options.json is not None:
         write_json(options.json, [asdict(row) for row in rows])
+
+
+def folder_of(case: Case) -> Path:
+    """Where a case is carried out."""
+    return _RUNS / case.name.lower().replace(" + ", "-").replace(", ", "-").replace(" ", "")
 
 
 def ranks_of(record: RunRecord) -> dict[str, int]:

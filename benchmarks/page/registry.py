@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.page import budget, codes, demo, loaders, low_rank, speed
+from benchmarks.page import budget, codes, demo, loaders, low_rank, speed, timing
 from benchmarks.page.result import Results
 
 __all__ = ["BLOCKS", "ENTRIES", "Block", "Entry", "claim_of", "entry_named", "title_of"]
@@ -80,6 +80,14 @@ ENTRIES: tuple[Entry, ...] = (
         "kernel_times",
         speed.kernel_finding,
         ("kernels",),
+        fast=True,
+        judges=True,
+    ),
+    Entry(
+        "latency",
+        "latency",
+        timing.latency_finding,
+        ("latency",),
         fast=True,
         judges=True,
     ),
@@ -188,6 +196,11 @@ BLOCKS: Mapping[str, Block] = {
         "Rise of the perplexity over the default's, geometric mean over the corpora.",
     ),
     "kept": Block("allocation", low_rank.kept_table),
+    "latency": Block(
+        "latency",
+        timing.latency_table,
+        "Times as fast as the dense model in the same runtime; decoding of all sequences together.",
+    ),
     "kernels": Block("kernel_times", speed.kernel_table),
     "gptq-speed": Block("gptq_speed", speed.gptq_table),
     "budget-onnx": Block("budget_onnx", speed.budget_onnx_table),

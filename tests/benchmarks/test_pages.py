@@ -22,7 +22,6 @@ PENDING = {
     "decode",
     "factor_ablation",
     "frontier",
-    "gptq_speed",
     "kernel_times",
     "parity",
     "stacking",

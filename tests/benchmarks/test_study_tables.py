@@ -1,0 +1,121 @@
+"""What the results page says of studies and of tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.page.result import Results
+from benchmarks.page.studies import (
+    alphas_table,
+    cross_domain_finding,
+    cross_domain_table,
+    samples_table,
+    scaling_finding,
+)
+from benchmarks.page.tasks import tasks_finding, tasks_table
+from tests.benchmarks.samples import result
+
+CORPORA = ("wikitext2", "docs")
+
+
+def qualities(*perplexities: float) -> list[dict[str, Any]]:
+    pairs = zip(CORPORA, perplexities, strict=True)
+    return [{"corpus": corpus, "perplexity": value} for corpus, value in pairs]
+
+
+def point(found: tuple[float, float] | None, **settings: str) -> dict[str, Any]:
+    return {
+        "settings": {key.replace("__", "."): value for key, value in settings.items()},
+        "dense": qualities(10.0, 20.0),
+        "result": None if found is None else {"quality": qualities(*found)},
+    }
+
+
+def crossed(calibration: str, found: tuple[float, float] | None) -> dict[str, Any]:
+    scaling = {"decompose__scaling": "whitening", "decompose__kept_ratio": "0.6"}
+    return point(found, calibration=calibration, quantize="none", **scaling)
+
+
+def powered(scaling: str, alpha: str, found: tuple[float, float]) -> dict[str, Any]:
+    ratio = {"decompose__kept_ratio": "0.8"}
+    return point(found, decompose__scaling=scaling, decompose__alpha=alpha, **ratio)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    """One study of each kind, and a task."""
+    crossing = [
+        crossed("wikitext2", (11.0, 26.0)),
+        crossed("docs", (13.0, 22.0)),
+        crossed("generated", (12.0, 24.0)),
+        crossed("all", None),
+    ]
+    grid = [
+        powered("abs_mean", "0.5", (11.0, 22.0)),
+        powered("abs_mean", "1", (12.0, 24.0)),
+        powered("whitening", "0.5", (10.5, 21.0)),
+        powered("whitening", "1", (10.5, 21.0)),
+    ]
+    sampled = [
+        point((10 * (1 + share), 20 * (1 + share)), calibration__samples=count)
+        for count, share in (("1", 0.2), ("1", 0.4), ("32", 0.1))
+    ]
+    rows = [
+        {
+            "model": model,
+            "result": {
+                "task": "continuation",
+                "samples": 90,
+                "metrics": {"acc": {"value": score, "error": 0.05}},
+            },
+            "same_as_dense": dense,
+            "same_as_store": store,
+        }
+        for model, score, dense, store in (
+            ("dense", 0.7, None, None),
+            ("store", 0.68, 0.95, None),
+            ("level-4", 0.67, 0.94, 89),
+        )
+    ]
+    result({"cross_domain": {"points": crossing}}).write(tmp_path / "crossed.json")
+    parts = {"grid": {"points": grid}, "samples": {"points": sampled}}
+    result(parts).write(tmp_path / "scaling.json")
+    result({"rows": rows}).write(tmp_path / "tasks.json")
+    return Results(tmp_path)
+
+
+def test_cross_domain(results: Results) -> None:
+    table = cross_domain_table(results, "crossed")
+    assert "| scaling | kept | codes | calibrated on | WikiText-2 | docs |" in table
+    assert "| whitening | 0.6 | none | WikiText-2 | **+10.0 %** | +30.0 % |" in table
+    assert "| whitening | 0.6 | none | docs | +30.0 % | **+10.0 %** |" in table
+    found = cross_domain_finding(results, "crossed")
+    assert "+10.0 % on the corpus that it was calibrated on, +30.0 % on another one" in found
+    assert "+20.0 % calibrated on text of its own." in found
+    assert "all of them" not in found
+
+
+def test_scaling(results: Results) -> None:
+    table = alphas_table(results, "scaling")
+    assert "| 0.8 | abs_mean | +10.0 % | +20.0 % |" in table
+    assert "| 0.8 | whitening, no α | +5.0 % | – |" in table
+    table = samples_table(results, "scaling")
+    assert "| 1 | +30.00 % | 14.14 % | 2 |" in table
+    assert "| 32 | +10.00 % | – | 1 |" in table
+    found = scaling_finding(results, "scaling")
+    assert "each at its best power: whitening +5.0 %, abs_mean +10.0 %." in found
+    assert "on 1 windows costs +30.00 %, on 32 +10.00 %." in found
+
+
+def test_tasks(results: Results) -> None:
+    table = tasks_table(results, "tasks")
+    assert "| continuation | dense | 90 | acc 0.700 ± 0.050 | – | – |" in table
+    assert "| compressed, ONNX Runtime, level 4 | 90 | acc 0.670 ± 0.050 | 94.0 % | 89 |" in table
+    found = tasks_finding(results, "tasks")
+    assert found == (
+        "continuation: 0.700 dense, 0.680 compressed; artefacts answer as their store 89 of 90 at "
+        "level 4."
+    )
