@@ -1,6 +1,6 @@
 """Run the scripts whose numbers are quoted, and write them on one page.
 
-    python -m benchmarks.results [NAME …] [--fast] [--data DIR] [--points NAME=FILE …]
+    python -m benchmarks.results [NAME …] [--fast] [--data DIR] [--points NAME=PATH …]
                                  [--fresh]
     python -m benchmarks.results --pages
 
@@ -12,8 +12,8 @@ What was found lies in `benchmarks/results/NAME.json` with machine, versions, da
 docs, and the picture are written from these files alone. --pages does only that.
 
 An interrupted call goes on where it stopped: finished scripts are not run again (--fresh runs
-them), and those with --append go on with their own points. --points gives a script the points that
-another call of it has written.
+them), and those with --append or --cache go on with their own points. --points gives a script what
+another call of it has left: the file of its --json, or the folder of its --cache.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ def main() -> None:
             shutil.rmtree(_WORK, ignore_errors=True)
         for name, path in options.points:
             (_WORK / name).mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, _WORK / name / "numbers.json")
+            if path.is_dir():
+                shutil.copytree(path, _WORK / name / "cache", dirs_exist_ok=True)
+            else:
+                shutil.copy(path, _WORK / name / "numbers.json")
         failed = run_all(chosen, results, _WORK, options.data)
     results = Results()
     write_page(results)
@@ -66,8 +69,8 @@ def main() -> None:
 
 def _points(text: str) -> tuple[str, Path]:
     name, _, path = text.partition("=")
-    if not Path(path).is_file() or not any(one.name == name and one.keeps for one in ENTRIES):
-        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=FILE of a script with --append")
+    if not Path(path).exists() or not any(one.name == name for one in ENTRIES):
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=PATH of a script and what it left")
     return name, Path(path)
 
 
@@ -85,7 +88,7 @@ def _options() -> argparse.Namespace:
         type=_points,
         action="append",
         default=[],
-        metavar="NAME=FILE",
+        metavar="NAME=PATH",
         help="to go on with; may be repeated",
     )
     parser.add_argument("--fresh", action="store_true", help="go on with nothing")

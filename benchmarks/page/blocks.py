@@ -14,7 +14,7 @@ __all__ = ["PAGES", "RESULTS", "block_text", "fill", "fill_pages", "names_in", "
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = _ROOT / "benchmarks" / "RESULTS.md"
-PAGES = (_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md")))
+PAGES = (_ROOT / "README.md", *sorted((_ROOT / "docs").rglob("*.md")))
 
 _BLOCK = re.compile(r"^<!-- begin ([\w-]+) -->\n(.*?)^<!-- end -->$", re.M | re.S)
 _MARK = re.compile(r"^<!-- (?:begin .*|end) -->$", re.M)

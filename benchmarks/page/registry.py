@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from benchmarks.page import budget, codes, demo, loaders, low_rank, speed, timing
+from benchmarks.page import budget, codes, demo, loaders, low_rank, speed, tasks, timing
 from benchmarks.page.result import Results
 
 __all__ = ["BLOCKS", "ENTRIES", "Block", "Entry", "claim_of", "entry_named", "title_of"]
@@ -83,6 +84,7 @@ ENTRIES: tuple[Entry, ...] = (
         fast=True,
         judges=True,
     ),
+    Entry("tasks", "tasks", partial(tasks.tasks_finding, name="tasks"), ("tasks",), fast=True),
     Entry(
         "latency",
         "latency",
@@ -196,6 +198,7 @@ BLOCKS: Mapping[str, Block] = {
         "Rise of the perplexity over the default's, geometric mean over the corpora.",
     ),
     "kept": Block("allocation", low_rank.kept_table),
+    "tasks": Block("tasks", partial(tasks.tasks_table, name="tasks")),
     "latency": Block(
         "latency",
         timing.latency_table,

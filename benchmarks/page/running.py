@@ -160,7 +160,7 @@ def _echoed(command: list[str]) -> tuple[int, str]:
 
 def _seconds_of(numbers: Any) -> float:
     """What points say of their own time; those that were known before count too."""
-    if not isinstance(numbers, list):
-        return 0.0
-    points = (point for point in numbers if isinstance(point, dict))
-    return sum(point.get("seconds") or 0.0 for point in points)
+    if isinstance(numbers, dict):
+        own = numbers.get("seconds")
+        return own if isinstance(own, int | float) else sum(map(_seconds_of, numbers.values()))
+    return sum(map(_seconds_of, numbers)) if isinstance(numbers, list) else 0.0

@@ -16,7 +16,7 @@ from benchmarks.page.studies import (
     scaling_finding,
 )
 from benchmarks.page.tasks import tasks_finding, tasks_table
-from tests.benchmarks.samples import result
+from tests.benchmarks.samples import TASKS, result
 
 CORPORA = ("wikitext2", "docs")
 
@@ -63,27 +63,10 @@ def results(tmp_path: Path) -> Results:
         point((10 * (1 + share), 20 * (1 + share)), calibration__samples=count)
         for count, share in (("1", 0.2), ("1", 0.4), ("32", 0.1))
     ]
-    rows = [
-        {
-            "model": model,
-            "result": {
-                "task": "continuation",
-                "samples": 90,
-                "metrics": {"acc": {"value": score, "error": 0.05}},
-            },
-            "same_as_dense": dense,
-            "same_as_store": store,
-        }
-        for model, score, dense, store in (
-            ("dense", 0.7, None, None),
-            ("store", 0.68, 0.95, None),
-            ("level-4", 0.67, 0.94, 89),
-        )
-    ]
     result({"cross_domain": {"points": crossing}}).write(tmp_path / "crossed.json")
     parts = {"grid": {"points": grid}, "samples": {"points": sampled}}
     result(parts).write(tmp_path / "scaling.json")
-    result({"rows": rows}).write(tmp_path / "tasks.json")
+    result(TASKS).write(tmp_path / "tasks.json")
     return Results(tmp_path)
 
 
