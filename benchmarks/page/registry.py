@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.page import budget, codes, demo, loaders, low_rank, speed, tasks, timing
+from benchmarks.page import budget, codes, demo, loaders, low_rank, speed, studies, tasks, timing
 from benchmarks.page.result import Results
 
 __all__ = ["BLOCKS", "ENTRIES", "Block", "Entry", "claim_of", "entry_named", "title_of"]
@@ -73,6 +73,9 @@ _PERPLEXITY = (
     "Perplexity on test parts, 64 windows of 512 tokens; bits per weight of the linear layers as a "
     "store counts them, scales included."
 )
+_SHORTEST = (
+    "In bold is the least on a corpus among models that differ in the calibration text alone."
+)
 
 ENTRIES: tuple[Entry, ...] = (
     Entry("demo", "demo", demo.demo_finding, ("demo",), fast=True),
@@ -83,6 +86,49 @@ ENTRIES: tuple[Entry, ...] = (
         ("kernels",),
         fast=True,
         judges=True,
+    ),
+    *(
+        Entry(
+            name,
+            "cross_domain",
+            partial(studies.cross_domain_finding, name=name),
+            (name.replace("_", "-"),),
+            arguments,
+            fast=fast,
+            setting=setting,
+        )
+        for name, arguments, fast, setting in (
+            ("cross_domain", (*_DATA, *_CACHE), False, "four corpora"),
+            (
+                "cross_domain-fast",
+                ("--ratios", "0.8", "--quantize", "none", "--windows", "16", *_CACHE),
+                True,
+                "the built-in corpora",
+            ),
+        )
+    ),
+    *(
+        Entry(
+            name,
+            "scaling",
+            partial(studies.scaling_finding, name=name),
+            (name, f"{name}-samples"),
+            arguments,
+            fast=fast,
+            setting=setting,
+        )
+        for name, arguments, fast, setting in (
+            ("scaling", (*_DATA, *_CACHE), False, "four corpora"),
+            (
+                "scaling-fast",
+                (
+                    *("--ratios", "0.8", "--alphas", "0.5,1", "--counts", "2,8,32"),
+                    *("--seeds", "1,2", "--windows", "16", *_CACHE),
+                ),
+                True,
+                "the built-in corpora",
+            ),
+        )
     ),
     Entry("tasks", "tasks", partial(tasks.tasks_finding, name="tasks"), ("tasks",), fast=True),
     Entry(
@@ -199,6 +245,30 @@ BLOCKS: Mapping[str, Block] = {
     ),
     "kept": Block("allocation", low_rank.kept_table),
     "tasks": Block("tasks", partial(tasks.tasks_table, name="tasks")),
+    **{
+        name.replace("_", "-"): Block(
+            name,
+            partial(studies.cross_domain_table, name=name),
+            f"Rise of the perplexity over the dense model's. {_SHORTEST}",
+        )
+        for name in ("cross_domain", "cross_domain-fast")
+    },
+    **{
+        name: Block(
+            name,
+            partial(studies.alphas_table, name=name),
+            "Rise of the perplexity over the dense model's, geometric mean over the corpora.",
+        )
+        for name in ("scaling", "scaling-fast")
+    },
+    **{
+        f"{name}-samples": Block(
+            name,
+            partial(studies.samples_table, name=name),
+            "Whitening at a kept ratio of 0.8, other windows for every seed.",
+        )
+        for name in ("scaling", "scaling-fast")
+    },
     "latency": Block(
         "latency",
         timing.latency_table,

@@ -9,7 +9,7 @@ from benchmarks.page.grid import CORPORA
 from benchmarks.page.machine import Machine
 from benchmarks.page.result import Result
 
-__all__ = ["DEMO", "MACHINE", "NUMBERS", "TASKS", "result"]
+__all__ = ["DEMO", "MACHINE", "NUMBERS", "result"]
 
 MACHINE = Machine(cpu="a processor", cores=2, memory_bytes=2**33, system="Linux x86_64")
 
@@ -230,6 +230,49 @@ TASKS = {
     ]
 }
 
+
+def qualities(*perplexities: float) -> list[dict[str, Any]]:
+    pairs = zip(("wikitext2", "docs"), perplexities, strict=True)
+    return [{"corpus": corpus, "perplexity": value} for corpus, value in pairs]
+
+
+def point(found: tuple[float, float] | None, **settings: str) -> dict[str, Any]:
+    return {
+        "settings": {key.replace("__", "."): value for key, value in settings.items()},
+        "dense": qualities(10.0, 20.0),
+        "result": None if found is None else {"quality": qualities(*found)},
+    }
+
+
+def crossed(calibration: str, found: tuple[float, float] | None) -> dict[str, Any]:
+    scaling = {"decompose__scaling": "whitening", "decompose__kept_ratio": "0.6"}
+    return point(found, calibration=calibration, quantize="none", **scaling)
+
+
+def powered(scaling: str, alpha: str, found: tuple[float, float]) -> dict[str, Any]:
+    ratio = {"decompose__kept_ratio": "0.8"}
+    return point(found, decompose__scaling=scaling, decompose__alpha=alpha, **ratio)
+
+
+CROSSING = [
+    crossed("wikitext2", (11.0, 26.0)),
+    crossed("docs", (13.0, 22.0)),
+    crossed("generated", (12.0, 24.0)),
+    crossed("all", None),
+]
+
+GRID = [
+    powered("abs_mean", "0.5", (11.0, 22.0)),
+    powered("abs_mean", "1", (12.0, 24.0)),
+    powered("whitening", "0.5", (10.5, 21.0)),
+    powered("whitening", "1", (10.5, 21.0)),
+]
+
+SAMPLED = [
+    point((10 * (1 + share), 20 * (1 + share)), calibration__samples=count)
+    for count, share in (("1", 0.2), ("1", 0.4), ("32", 0.1))
+]
+
 SPEED = [{"shape": [4, 8], "ours": [1.0], "gptqmodel": [2.0]}]
 
 ALLOCATION = [
@@ -260,6 +303,13 @@ NUMBERS: dict[str, Result] = {
     "budget-parts": result([*BUDGET, chosen("codes", 3.0, 1.09, 0.1)]),
     "budget_cost": result({"costs": [{"model": "m", "passes": 35.2, "trials": 4160}]}),
     "budget_onnx": result(ONNX),
+    **dict.fromkeys(
+        ("cross_domain", "cross_domain-fast"), result({"cross_domain": {"points": CROSSING}})
+    ),
+    **dict.fromkeys(
+        ("scaling", "scaling-fast"),
+        result({"grid": {"points": GRID}, "samples": {"points": SAMPLED}}),
+    ),
     "decode": result(DECODE, {"sizes": WIDTHS}),
     "demo": result(DEMO),
     "factor_ablation": result(ABLATION),

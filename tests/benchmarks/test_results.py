@@ -68,6 +68,18 @@ CELLS = {
     "gptq": ("gptq-speed", "| 4 × 8 | 1.000 s | 2.000 s | 2.00 | 100.00 % | 1.0000 |"),
     "latency": ("latency", "| ONNX Runtime | ASVD | 1 × 32 | 12.3 ms | 0.90 | 125 | 1.25 | 1.20 |"),
     "tasks": ("tasks", "| continuation | dense | 90 | acc 0.700 ± 0.050 | – | – |"),
+    **{
+        name: (name, "| whitening | 0.6 | none | docs | +30.0 % | **+10.0 %** |")
+        for name in ("cross-domain", "cross-domain-fast")
+    },
+    **{
+        name: (name, "| 0.8 | abs_mean | +10.0 % | +20.0 % |")
+        for name in ("scaling", "scaling-fast")
+    },
+    **{
+        name: (name, "| 1 | +30.00 % | 14.14 % | 2 |")
+        for name in ("scaling-samples", "scaling-fast-samples")
+    },
     "kernels": ("kernels", "| 4 × 8 | 3.0 | 1.0 | 3.00 |"),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,66 +15,23 @@ from benchmarks.page.studies import (
     scaling_finding,
 )
 from benchmarks.page.tasks import tasks_finding, tasks_table
-from tests.benchmarks.samples import TASKS, result
-
-CORPORA = ("wikitext2", "docs")
-
-
-def qualities(*perplexities: float) -> list[dict[str, Any]]:
-    pairs = zip(CORPORA, perplexities, strict=True)
-    return [{"corpus": corpus, "perplexity": value} for corpus, value in pairs]
-
-
-def point(found: tuple[float, float] | None, **settings: str) -> dict[str, Any]:
-    return {
-        "settings": {key.replace("__", "."): value for key, value in settings.items()},
-        "dense": qualities(10.0, 20.0),
-        "result": None if found is None else {"quality": qualities(*found)},
-    }
-
-
-def crossed(calibration: str, found: tuple[float, float] | None) -> dict[str, Any]:
-    scaling = {"decompose__scaling": "whitening", "decompose__kept_ratio": "0.6"}
-    return point(found, calibration=calibration, quantize="none", **scaling)
-
-
-def powered(scaling: str, alpha: str, found: tuple[float, float]) -> dict[str, Any]:
-    ratio = {"decompose__kept_ratio": "0.8"}
-    return point(found, decompose__scaling=scaling, decompose__alpha=alpha, **ratio)
+from tests.benchmarks.samples import NUMBERS
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
     """One study of each kind, and a task."""
-    crossing = [
-        crossed("wikitext2", (11.0, 26.0)),
-        crossed("docs", (13.0, 22.0)),
-        crossed("generated", (12.0, 24.0)),
-        crossed("all", None),
-    ]
-    grid = [
-        powered("abs_mean", "0.5", (11.0, 22.0)),
-        powered("abs_mean", "1", (12.0, 24.0)),
-        powered("whitening", "0.5", (10.5, 21.0)),
-        powered("whitening", "1", (10.5, 21.0)),
-    ]
-    sampled = [
-        point((10 * (1 + share), 20 * (1 + share)), calibration__samples=count)
-        for count, share in (("1", 0.2), ("1", 0.4), ("32", 0.1))
-    ]
-    result({"cross_domain": {"points": crossing}}).write(tmp_path / "crossed.json")
-    parts = {"grid": {"points": grid}, "samples": {"points": sampled}}
-    result(parts).write(tmp_path / "scaling.json")
-    result(TASKS).write(tmp_path / "tasks.json")
+    for name in ("cross_domain", "scaling", "tasks"):
+        NUMBERS[name].write(tmp_path / f"{name}.json")
     return Results(tmp_path)
 
 
 def test_cross_domain(results: Results) -> None:
-    table = cross_domain_table(results, "crossed")
+    table = cross_domain_table(results, "cross_domain")
     assert "| scaling | kept | codes | calibrated on | WikiText-2 | docs |" in table
     assert "| whitening | 0.6 | none | WikiText-2 | **+10.0 %** | +30.0 % |" in table
     assert "| whitening | 0.6 | none | docs | +30.0 % | **+10.0 %** |" in table
-    found = cross_domain_finding(results, "crossed")
+    found = cross_domain_finding(results, "cross_domain")
     assert "+10.0 % on the corpus that it was calibrated on, +30.0 % on another one" in found
     assert "+20.0 % calibrated on text of its own." in found
     assert "all of them" not in found
