@@ -1,6 +1,8 @@
 # make demo   compress the bundled model, export it, prove the exports, print what it cost
 # make test   run the tests
-# Both install everything into .venv first, and install nothing when that is up to date.
+# make bench  measure what takes minutes; write benchmarks/RESULTS.md and the tables in README and docs
+# make bench-all DATA=DIR   measure everything, which takes hours (benchmarks/results.py)
+# All install everything into .venv first, and install nothing when that is up to date.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +11,10 @@ STAMP := $(VENV)/.installed
 # One process per core, each with one thread: most tests are too small for more.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: install demo test test-slow lint types wheel clean
+# Texts for bench-all: NAME.train.txt and NAME.test.txt.
+DATA ?=
+
+.PHONY: install demo bench bench-all test test-slow lint types wheel clean
 
 install: $(STAMP)
 
@@ -22,6 +27,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/python -m benchmarks.demo
+
+bench: install
+	$(BIN)/python -m benchmarks.results --fast
+
+bench-all: install
+	$(BIN)/python -m benchmarks.results $(if $(DATA),--data $(DATA))
 
 test: install
 	$(PYTEST)

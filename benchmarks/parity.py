@@ -1,5 +1,8 @@
 """Whether an artefact computes what was compressed, in every loader that opens it.
 
+Claim: every artefact loads in all of its loaders and computes there what the store does, to the bit
+or as near as the loader's own arithmetic allows.
+
     python -m benchmarks.parity --data DIR [--families all] [--cases NAME,…] [--json FILE]
 
 Every compression is exported to every format that holds it, and every artefact is opened by each
