@@ -63,7 +63,7 @@ export:
     "evaluate": """\
 evaluate:
   corpora: [python-docs, python-source]
-  windows: 128
+  tasks: [python-docs-continuation]
 """,
 }
 """By section; a section that needs another one to be a recipe shows that too."""

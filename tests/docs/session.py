@@ -13,15 +13,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 
 from asvd_q import cli
-from asvd_q.exporting import make_exporter
-from asvd_q.recipe import load_recipe
 from tests.docs.blocks import REPOSITORY, Block
 from tests.docs.checking import check
 from tests.docs.console import Step, is_plain, matches, steps, words_of
 from tests.docs.interpreter import Interpreter
+from tests.docs.recipes import check_recipe, file_name, write
 from tests.third_party import install
 
 __all__ = ["Session"]
@@ -81,15 +79,15 @@ class Session:
             case "console" | "bash":
                 for step in steps(block.language, block.body):
                     self._give(step, where)
-            case "python" if (name := _file_name(block.body, ".py")) and self.has_source:
-                self._write(name, block.body)
+            case "python" | "yaml" if self.has_source and (name := _name(block)):
+                write(self.folder, name, block.body)  # for commands that know more than we do here
             case "python":
                 self._printed = self._interpreter.run(block.body, page, block.line)
             case "text":
                 shown = tuple(block.body.splitlines())
                 assert matches(shown, self._printed), f"{where}: printed was\n{self._printed}"
             case "yaml":
-                self._write_recipe(block.body, where)
+                check_recipe(block.body, self.folder, where)
             case "diff":
                 self._shell("patch --quiet -p1", where, given=block.body)
             case "toml":
@@ -146,31 +144,6 @@ class Session:
         )
         return ended.stdout + (ended.stderr if fails else "")
 
-    def _write_recipe(self, body: str, where: str) -> None:
-        """Keep a recipe that has its file's name in a comment on top; check what is one or not.
-
-        Sections that are shown alone are tried with a model and a calibration.
-        """
-        name = _file_name(body, ".yaml")
-        if name and self.has_source:  # which may know more than the recipes here
-            self._write(name, body)
-            return
-        sections = {
-            "model": {"path": "model"},
-            "calibration": {"corpora": ["generated"], "sequential": True},
-        }
-        text = body if name else yaml.safe_dump(sections | yaml.safe_load(body))
-        path = self._write(name or ".shown.yaml", text)
-        recipe = load_recipe(path)
-        for index, export in enumerate(recipe.export):
-            make_exporter(export.format, export.options, where=f"export.{index}", file=where)
-
-    def _write(self, name: str, text: str) -> Path:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        return path
-
     def _environment(self) -> dict[str, str]:
         own = [self.folder, self.folder / "exporters"] if self.has_source else []
         found = [*own, self.folder / _PACKAGES, *filter(None, sys.path)]
@@ -184,8 +157,5 @@ class Session:
         }
 
 
-def _file_name(body: str, ending: str) -> str:
-    """The path that a block has in a comment on top; empty where it is none."""
-    line = body.partition("\n")[0]
-    name = line.removeprefix("# ").strip()
-    return name if line.startswith("# ") and name.endswith(ending) and " " not in name else ""
+def _name(block: Block) -> str:
+    return file_name(block.body, ".py") or file_name(block.body, ".yaml")
