@@ -3,10 +3,11 @@
 Claims: what every choice of calibration text costs on every corpus: one corpus, the mixture of all,
 and text that the model samples itself; for whitening, which fits the calibration text, and for
 ASVD's diagonal (abs_mean, α ½), which knows it less well; with the factors in floating point and in
-GPTQ codes, which are calibrated too.
+GPTQ codes, which are calibrated too, with and without A fitted anew to B's codes.
 
     python -m benchmarks.cross_domain [--data DIR] [--ratios 0.8,0.6]
-                                      [--scalings whitening,abs_mean] [--quantize none,gptq3]
+                                      [--scalings whitening,abs_mean]
+                                      [--quantize none,gptq3,gptq3-unfitted]
                                       [--cache DIR] [--json FILE] [--plot DIR]
 
 Every layer keeps the same ratio, and factors are those of the dense model's statistics. Calibration
@@ -25,9 +26,12 @@ from benchmarks.common import known_names, names
 
 __all__ = ["QUANTIZE", "main"]
 
+_GPTQ = {"method": "gptq", "bits": 3, "group_size": 32, "symmetric": False}
+
 QUANTIZE: dict[str, dict[str, Any] | None] = {
     "none": None,
-    "gptq3": {"method": "gptq", "bits": 3, "group_size": 32, "symmetric": False},
+    "gptq3": _GPTQ,
+    "gptq3-unfitted": _GPTQ | {"factors": {"aware": {"refit": False}}},
 }
 """Name → `quantize` section."""
 
