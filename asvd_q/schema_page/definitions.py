@@ -1,4 +1,4 @@
-"""The models that a recipe's JSON schema is made of: which refers to which, and their classes."""
+"""The models that a JSON schema is made of: which refers to which, and their classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from asvd_q.recipe import Recipe
 from asvd_q.recipe.lookup import models_at
 
 __all__ = ["Definitions", "definitions_in"]
@@ -18,16 +17,20 @@ _REFERENCE = re.compile(r"#/\$defs/(\w+)")
 
 
 class Definitions:
-    """The recipe's schema, and what lies in it."""
+    """The JSON schema of a model, and what lies in it."""
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        """Args: model: of the whole file."""
+        self.model = model
 
     @cached_property
     def schema(self) -> dict[str, Any]:
-        """JSON schema of a recipe."""
-        return Recipe.model_json_schema(mode="validation")
+        """JSON schema of the file."""
+        return self.model.model_json_schema(mode="validation")
 
     @cached_property
     def sections(self) -> dict[str, str]:
-        """Keys of a recipe whose values are mappings of their own: key → definition."""
+        """Keys of the file whose values are mappings of their own: key → definition."""
         return {
             key: found[0]
             for key, field in self.schema["properties"].items()
@@ -38,7 +41,7 @@ class Definitions:
     def models(self) -> dict[str, type[BaseModel]]:
         """Definition → class."""
         known: dict[str, type[BaseModel]] = {}
-        waiting: list[type[BaseModel]] = [Recipe]
+        waiting = [self.model]
         while waiting:
             model = waiting.pop()
             known[model.__name__] = model

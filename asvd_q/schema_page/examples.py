@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EXAMPLES"]
+__all__ = ["EXAMPLES", "STUDY"]
 
 EXAMPLES = {
     "model": """\
@@ -67,3 +67,11 @@ evaluate:
 """,
 }
 """By section; a section that needs another one to be a recipe shows that too."""
+
+STUDY = """\
+recipe: recipes/wren-rtn8.yaml
+vary:
+  quantize.bits: [8, 4]
+  quantize.clip: [minmax, mse]
+plot: {kind: lines, x: quantize.bits, series: quantize.clip}
+"""

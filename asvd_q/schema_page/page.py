@@ -12,9 +12,10 @@ from asvd_q.exporter_registry import available_exporters, exporter_class
 from asvd_q.methods import METHODS
 from asvd_q.recipe import PartialQuantSpec, Recipe
 from asvd_q.recipe.quantsettings import KEYS
-from asvd_q.schema_page.definitions import Definitions
-from asvd_q.schema_page.examples import EXAMPLES
+from asvd_q.schema_page.definitions import Definitions, definitions_in
+from asvd_q.schema_page.examples import EXAMPLES, STUDY
 from asvd_q.schema_page.tables import field_table, field_texts, model_text
+from asvd_q.study.schema import StudySection
 
 __all__ = ["recipe_page"]
 
@@ -60,7 +61,7 @@ def recipe_page() -> str:
     Raises:
         ExportError: an installed exporter cannot be loaded.
     """
-    found = Definitions()
+    found = Definitions(Recipe)
     anchors = {definition: f"[{key}](#{key})" for key, definition in found.sections.items()}
     parts = [_HEAD, _contents(found), "## The recipe", model_text(Recipe)]
     parts.append(field_table(found.schema, {}, anchors.__getitem__))
@@ -70,13 +71,15 @@ def recipe_page() -> str:
     parts.append(_OPTIONS)
     for name in available_exporters():
         parts += _format(name, exporter_class(name).options_model)
+    parts += _studies()
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
 def _contents(found: Definitions) -> str:
     sections = " · ".join(f"[`{key}`](#{key})" for key in found.sections)
     formats = " · ".join(f"[`{name}`](#{_anchor(name)}-options)" for name in available_exporters())
-    return f"Sections: {sections}\n\nFormats: {formats}"
+    studies = "Files of `asvd-q study`: [studies](#studies)"
+    return f"Sections: {sections}\n\nFormats: {formats}\n\n{studies}"
 
 
 def _section(key: str, found: Definitions, seen: set[str]) -> Iterator[str]:
@@ -132,7 +135,19 @@ def _format(name: str, options: type[BaseModel]) -> Iterator[str]:
         yield field_table(options.model_json_schema(), field_texts(options), _link)
 
 
+def _studies() -> Iterator[str]:
+    found = Definitions(StudySection)
+    yield "## Studies"
+    yield model_text(StudySection)
+    yield f"```yaml\n{STUDY}```"
+    yield field_table(found.schema, {}, _link)
+    for definition in dict.fromkeys(definitions_in(found.schema["properties"])):
+        yield f"### {_title(definition)}"
+        yield from _model(definition, found, None)
+
+
 def _title(definition: str) -> str:
+    """Of a heading."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", definition).removesuffix(" Section")
     return _TITLES.get(definition, words.capitalize())
 

@@ -58,10 +58,11 @@ def _choices(schema: Mapping[str, Any], link: Linker, plural: bool) -> list[str]
     if kind == "boolean":
         return [_literal(True), _literal(False)]
     if kind == "array":
-        return [f"list of {_or(_choices(schema['items'], link, plural=True))}"]
+        word = _WORDS["array"][plural]
+        return [f"{word} of {_or(_choices(schema['items'], link, plural=True))}"]
     values = schema.get("additionalProperties")
     if kind == "object" and isinstance(values, Mapping):
-        return [f"mapping of patterns to {_or(_choices(values, link, plural=True))}"]
+        return [f"mapping of texts to {_or(_choices(values, link, plural=True))}"]
     word = _WORDS.get(str(kind), ("any value", "any values"))[plural]
     return [" ".join(filter(None, (word, _bounds(schema))))]
 

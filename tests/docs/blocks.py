@@ -63,8 +63,8 @@ class Page:
 
     @property
     def name(self) -> str:
-        """Its path in docs/, or in the repository."""
-        top = DOCS if self.path.is_relative_to(DOCS) else REPOSITORY
+        """Its path in the repository."""
+        top = REPOSITORY if self.path.is_relative_to(REPOSITORY) else self.path.parent
         return self.path.relative_to(top).as_posix()
 
     @cached_property

@@ -9,16 +9,19 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import yaml
 from typer.main import get_command
 
 from asvd_q.cli import app
 from asvd_q.recipe import load_recipe
+from asvd_q.study.load import load_study
 from tests.docs.blocks import REPOSITORY, Block
 from tests.docs.console import steps, words_of
 
 __all__ = ["check", "check_command"]
 
+_OF_RECIPES = {"validate", "plan", "search", "frontier", "run"}
 _EXTRAS = re.compile(r"\[([\w,-]+)\]")
 
 
@@ -54,9 +57,7 @@ def check_command(words: list[str], folder: Path, where: str) -> None:
                     assert name in known["optional-dependencies"], f"{where}: no extra {name}"
         case ["make", *targets]:
             makefile = (REPOSITORY / "Makefile").read_text()
-            for target in targets:
-                if "=" in target:
-                    continue
+            for target in (one for one in targets if "=" not in one):
                 assert re.search(rf"^{target}:", makefile, re.M), f"{where}: no target {target}"
         case _:
             pass  # another's program
@@ -76,11 +77,16 @@ def _check_options(arguments: list[str], where: str) -> None:
 
 
 def _check_recipe(arguments: list[str], folder: Path) -> None:
-    """A recipe that is named exists, and is one with what is set on the command line."""
-    settings = [arguments[i + 1] for i, word in enumerate(arguments) if word == "--set"]
-    for word in arguments:
-        if word.endswith(".yaml"):
+    """A file that is named exists, and is valid with what is set on the command line."""
+    command, *words = arguments
+    settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    for word in words:
+        if command in _OF_RECIPES and word.endswith(".yaml"):
             load_recipe(folder / word, settings)
+        elif command == "study" and word.endswith(".yaml"):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folder)
+                load_study(word, settings)
 
 
 def _check_imports(code: str, where: str) -> None:

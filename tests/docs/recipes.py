@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import yaml
 
 from asvd_q.exporting import make_exporter
 from asvd_q.recipe import load_recipe
+from asvd_q.study.load import load_study
 
 __all__ = ["check_recipe", "file_name", "write"]
 
@@ -19,9 +21,14 @@ _SECTIONS = {
 
 
 def check_recipe(body: str, folder: Path, where: str) -> None:
-    """Fail a test where a block of YAML is no recipe; keep it where it has a file's name."""
-    name = file_name(body, ".yaml")
-    text = body if name else yaml.safe_dump(_SECTIONS | yaml.safe_load(body))
+    """Fail a test where YAML is no recipe and no study; keep it where it has a file's name."""
+    name, given = file_name(body, ".yaml"), yaml.safe_load(body)
+    if "vary" in given:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            load_study(write(folder, name or ".shown.yaml", body))
+        return
+    text = body if name else yaml.safe_dump(_SECTIONS | given)
     recipe = load_recipe(write(folder, name or ".shown.yaml", text))
     for index, export in enumerate(recipe.export):
         make_exporter(export.format, export.options, where=f"export.{index}", file=where)

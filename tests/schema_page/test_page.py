@@ -42,7 +42,7 @@ def test_every_key_has_a_row_with_a_meaning() -> None:
     page = recipe_page()
     found = rows(page)
     assert found["The recipe"] == list(Recipe.model_fields)
-    definitions = Definitions()
+    definitions = Definitions(Recipe)
     assert list(definitions.sections) == [key for key in found if key in Recipe.model_fields]
     for key, definition in definitions.sections.items():
         own = set(definitions.schema_of(definition)["properties"])
@@ -65,7 +65,7 @@ def test_every_link_of_the_page_has_its_heading() -> None:
 
 
 def test_every_section_has_an_example() -> None:
-    assert set(EXAMPLES) == set(Definitions().sections)
+    assert set(EXAMPLES) == set(Definitions(Recipe).sections)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_every_section_has_an_example() -> None:
         "| `sigma_split` | `both`, `u`, `v` or number 0 … 1 | `v` |",
         "| `damping` | number &gt; 0 | `1e-6` |",
         "| `windows` | whole number ≥ 1 or `null` | `64` |",
-        "| `ranks` | mapping of patterns to whole numbers ≥ 1 | `null` |",
+        "| `ranks` | mapping of texts to whole numbers ≥ 1 | `null` |",
         "| `dense` | [settings of a matrix](#settings-of-a-matrix) or `false` | – |",
         '| `include` | list of texts | `["*"]` |',
         "| `path` | text | **required** |",
