@@ -28,6 +28,7 @@ class Count:
 
     @property
     def name(self) -> str:
+        """As recipes and tables call it."""
         return STORE if self.exporter is None else self.exporter.name
 
     def of_layer(self, layer: LayerPlan) -> int | None:

@@ -51,6 +51,7 @@ class Calibration:
     folder: Path | None = None
 
     def batches(self) -> tuple[Tensor, ...]:
+        """The windows, `batch_size` at a time."""
         return torch.split(self.windows, self.batch_size)
 
 

@@ -60,6 +60,7 @@ class Turn:
 
     @property
     def total(self) -> float:
+        """Seconds from the prompt to the last token."""
         return self.first + self.rest
 
 

@@ -30,6 +30,7 @@ class StreamingRunner:
 
     @torch.no_grad()
     def score(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """See `asvd_q.artefact.Runner`; every block is loaded once for all batches."""
         hidden = HiddenStates(self._folder)
         with self._model.outside() as outside:
             for batch in batches:
@@ -47,6 +48,7 @@ class StreamingRunner:
         cache: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """See `asvd_q.artefact.Runner`; the cache is all tokens so far, which are run again."""
         tokens = input_ids if cache is None else torch.cat([cache, input_ids], dim=1)
         new = input_ids.shape[1]
         if attention_mask is None:

@@ -35,6 +35,7 @@ class HiddenStates:
         return len(self._layout)
 
     def append(self, value: Tensor) -> None:
+        """Keep one more, behind the others."""
         self._layout.append((value.shape, value.dtype))
         if self._folder is None:
             self._memory.append(value)

@@ -58,6 +58,7 @@ class LowRankLinear(nn.Module):
         self.ALinear = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Outputs (…, out) of inputs (…, in)."""
         output: torch.Tensor = self.ALinear(self.BLinear(hidden_states))
         return output
 
@@ -89,6 +90,7 @@ class CorrectedLinear(nn.Module):
         self.ALinear = nn.Linear(rank, out_features, bias=False, device=device, dtype=dtype)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Outputs (…, out) of inputs (…, in)."""
         correction: torch.Tensor = self.ALinear(self.BLinear(hidden_states))
         return functional.linear(hidden_states, self.weight, self.bias) + correction
 
@@ -114,6 +116,7 @@ class CodedCorrectedLinear(nn.Linear):
         self.ALinear = nn.Linear(rank, out_features, bias=False, device=device, dtype=dtype)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Outputs (…, out) of inputs (…, in)."""
         correction: torch.Tensor = self.ALinear(self.BLinear(hidden_states))
         return super().forward(hidden_states) + correction
 

@@ -49,11 +49,13 @@ class Skeleton:
 
     @property
     def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, in the order in which they are run."""
         found = self.model.get_submodule(self.blocks_path)
         assert isinstance(found, nn.ModuleList)
         return found
 
     def block_name(self, index: int) -> str:
+        """Dotted path of a block."""
         return f"{self.blocks_path}.{index}"
 
     def untouched_kinds(self) -> tuple[list[str], float]:

@@ -40,6 +40,7 @@ class TensorInfo:
 
     @property
     def numel(self) -> int:
+        """Number of its entries."""
         return math.prod(self.shape)
 
 

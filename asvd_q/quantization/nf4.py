@@ -82,9 +82,11 @@ class Nf4Weight:
 
     @property
     def nbytes(self) -> int:
+        """See `asvd_q.quantization.StoredWeight`."""
         return sum(part.numel() * part.element_size() for part in self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
+        """See `asvd_q.quantization.StoredWeight`."""
         parts = {
             "packed": self.packed,
             "absmax": self.absmax,
@@ -124,6 +126,7 @@ class Nf4Weight:
         return self.nested_quant_map[self.absmax.int()] * nested + self.nested_offset
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """See `asvd_q.quantization.StoredWeight`."""
         weights = self.shape[0] * self.shape[1]
         packed = self.packed.reshape(-1)
         codes = torch.stack((packed >> 4, packed & 15), dim=1).reshape(-1)[:weights]

@@ -35,7 +35,9 @@ class StoredWeight(Protocol):
     """One matrix (out, in) as it is stored."""
 
     @property
-    def shape(self) -> tuple[int, int]: ...
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        ...
 
     @property
     def nbytes(self) -> int:
@@ -65,16 +67,20 @@ class FloatWeight:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """See `StoredWeight`."""
         return (self.weight.shape[0], self.weight.shape[1])
 
     @property
     def nbytes(self) -> int:
+        """See `StoredWeight`."""
         return self.weight.numel() * self.weight.element_size()
 
     def tensors(self) -> dict[str, Tensor]:
+        """See `StoredWeight`."""
         return {"weight": self.weight}
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """See `StoredWeight`."""
         return self.weight.to(dtype)
 
 
@@ -116,10 +122,12 @@ class QuantizedWeight:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """See `StoredWeight`."""
         return (self.codes.shape[0], self.codes.shape[1])
 
     @property
     def nbytes(self) -> int:
+        """See `StoredWeight`."""
         bits = self.codes.numel() * self.spec.bits + self.scales.numel() * 16
         if self.zeros is not None:
             bits += self.zeros.numel() * self.spec.bits
@@ -144,6 +152,7 @@ class QuantizedWeight:
         return torch.full(self.scales.shape, 1 << (self.spec.bits - 1), dtype=torch.uint8)
 
     def tensors(self) -> dict[str, Tensor]:
+        """See `StoredWeight`."""
         parts = {"codes": self.codes, "scales": self.scales}
         if self.zeros is not None:
             parts["zeros"] = self.zeros
@@ -175,6 +184,7 @@ class QuantizedWeight:
         )
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """See `StoredWeight`."""
         index = self.group_index
         zeros = self.zero_points().to(device=self.codes.device, dtype=torch.float32)
         scales = self.scales.to(torch.float32)

@@ -60,6 +60,7 @@ class Quantity(_Frozen):
 
     @property
     def ratio(self) -> float:
+        """After / before; 1 of nothing."""
         return self.after / self.before if self.before else 1.0
 
 

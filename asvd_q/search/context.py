@@ -49,16 +49,19 @@ class SearchContext:
 
     @property
     def search(self) -> SearchSection:
+        """The recipe's section of that name."""
         assert self.recipe.search is not None
         return self.recipe.search
 
     @property
     def section(self) -> DecomposeSection:
+        """The recipe's `decompose` section."""
         assert self.recipe.decompose is not None
         return self.recipe.decompose
 
     @property
     def calibration(self) -> CalibrationSection:
+        """The recipe's section of that name."""
         assert self.recipe.calibration is not None
         return self.recipe.calibration
 

@@ -113,9 +113,11 @@ class Mean:
         self._count = 0
 
     def add(self, values: Tensor) -> None:
+        """Take in values of any shape."""
         self._total += float(values.double().sum())
         self._count += values.numel()
 
     @property
     def value(self) -> float:
+        """Of all that was added."""
         return self._total / self._count

@@ -29,6 +29,13 @@ class NextTokenLoss:
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, position: int, number: int, logits: Tensor) -> Tensor:
+        """Of one window, nats.
+
+        Args:
+            position: of its batch.
+            number: of the window in it.
+            logits: (tokens, vocabulary), of all its tokens; the last one predicts nothing.
+        """
         logits = logits[:-1].float()
         if self._labels == "corpus":
             labels = self._batches[position][number, 1:].to(logits.device)

@@ -30,7 +30,9 @@ class WindowSource(Protocol):
     """Makes calibration windows itself, instead of having them cut from text."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Short name, for messages."""
+        ...
 
     def windows(self, count: int, window: int, first: int | None) -> Tensor:
         """int64 (count, window), starting with the token `first` where that is not None."""

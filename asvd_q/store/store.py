@@ -166,6 +166,7 @@ class Store:
 
     @property
     def plan(self) -> Plan:
+        """What was decided for every layer, before anything was made."""
         return self.header.plan
 
     @property
@@ -186,6 +187,7 @@ class Store:
 
     @property
     def key(self) -> str:
+        """Hash of all that the stored bytes depend on."""
         return self.header.key
 
     @property

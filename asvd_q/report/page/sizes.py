@@ -43,6 +43,7 @@ class PartSize:
 
     @property
     def total(self) -> int:
+        """Bytes of all parts, afterwards."""
         return sum(self.after.values())
 
 

@@ -24,6 +24,7 @@ class Setting(NamedTuple):
 
     @classmethod
     def of(cls, spec: QuantSpec) -> Setting:
+        """Of a matrix with these settings."""
         return cls(spec.bits, spec.group_size, spec.symmetric)
 
     def __str__(self) -> str:

@@ -43,6 +43,12 @@ class Decoder(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: Past
     ) -> tuple[Tensor, ...]:
+        """Logits, then keys and values of every layer, those of the new tokens included.
+
+        Args:
+            input_ids, position_ids: (batch, tokens), of new tokens.
+            attention_mask: (batch, past and new tokens).
+        """
         from transformers import DynamicCache
 
         attention = self._attention

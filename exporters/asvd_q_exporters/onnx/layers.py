@@ -27,6 +27,7 @@ class FloatLinear(nn.Module):
         self.bias = placeholder((shape[0],), dtype) if bias else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """Outputs (…, out) of inputs (…, in)."""
         output = torch.matmul(hidden_states, self.weight)
         return output if self.bias is None else output + self.bias
 
@@ -40,6 +41,7 @@ class LowRank(nn.Module):
         self.ALinear = a
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """Outputs (…, out) of inputs (…, in)."""
         output: Tensor = self.ALinear(self.BLinear(hidden_states))
         return output
 
@@ -57,6 +59,7 @@ class Corrected(nn.Module):
         self.bias = bias
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """Outputs (…, out) of inputs (…, in)."""
         output: Tensor = self.weight(hidden_states) + self.ALinear(self.BLinear(hidden_states))
         return output if self.bias is None else output + self.bias
 
@@ -73,6 +76,7 @@ class TiedHead(nn.Module):
         self.bias = bias
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """Logits (batch, tokens, vocabulary) of hidden states (batch, tokens, hidden)."""
         batch, tokens, hidden = hidden_states.shape
         logits: Tensor = torch.onnx.ops.symbolic(
             "Gemm",

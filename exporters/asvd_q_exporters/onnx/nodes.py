@@ -31,6 +31,7 @@ class Part:
 
     @property
     def nbytes(self) -> int:
+        """In the file."""
         return -(-math.prod(self.shape) * _BITS[self.type] // 8)
 
 
@@ -65,6 +66,7 @@ class MatrixNode:
 
     @property
     def nbytes(self) -> int:
+        """Of all initializers."""
         return sum(part.nbytes for part in self.parts)
 
     def __str__(self) -> str:

@@ -56,6 +56,7 @@ class Bnb4Layout:
 
     @property
     def nbytes(self) -> int:
+        """Of codes and scales."""
         return self.packed_shape[0] + 4 * self.absmax_shape[0]
 
     @property

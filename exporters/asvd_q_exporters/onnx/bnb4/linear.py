@@ -22,6 +22,7 @@ class Bnb4Linear(nn.Module):
         self.bias = placeholder((layout.rows,), dtype) if bias else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """One `MatMulBnb4`, in float32, and the bias."""
         output = torch.onnx.ops.symbolic(
             "com.microsoft::MatMulBnb4",
             (hidden_states.float(), self.packed, self.absmax),

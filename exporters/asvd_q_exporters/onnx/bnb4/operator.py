@@ -60,6 +60,7 @@ class MatMulBnb4:
         dtype: torch.dtype,
         accuracy_level: int,
     ) -> nn.Module:
+        """See `asvd_q_exporters.onnx.operators.Operator`."""
         from asvd_q_exporters.onnx.bnb4.linear import Bnb4Linear
 
         return Bnb4Linear(bnb4_layout(shape, spec), bias, dtype)
@@ -67,6 +68,7 @@ class MatMulBnb4:
     def node(
         self, shape: tuple[int, int], spec: QuantSpec, dtype: FloatType, accuracy_level: int
     ) -> MatrixNode:
+        """See `asvd_q_exporters.onnx.operators.Operator`."""
         layout = bnb4_layout(shape, spec)
         parts = (Part(layout.packed_shape, "uint8"), Part(layout.absmax_shape, "float32"))
         attributes = tuple(layout.attributes.items())
@@ -77,6 +79,7 @@ class MatMulBnb4:
         return None
 
     def tensor(self, weight: StoredWeight, part: str, dtype: torch.dtype) -> Tensor:
+        """See `asvd_q_exporters.onnx.operators.Operator`."""
         from asvd_q_exporters.onnx.bnb4.pack import bnb4_tensor
 
         return bnb4_tensor(weight, part)

@@ -35,6 +35,7 @@ class OperatorLayer(CacheLayerMixin):  # type: ignore[misc]
         return key_states, value_states
 
     def get_mask_sizes(self, query_length: Any) -> tuple[Any, int]:
+        """Number of keys, past and new, and where they begin."""
         return self._cached + query_length, 0
 
     def get_seq_length(self) -> Any:
@@ -42,6 +43,7 @@ class OperatorLayer(CacheLayerMixin):  # type: ignore[misc]
         return self._cached
 
     def get_max_length(self) -> int:
+        """There is no limit."""
         return -1
 
 
@@ -60,6 +62,7 @@ class OperatorCache(Cache):  # type: ignore[misc]
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        """The new keys and values of a layer, which is remembered."""
         layer: OperatorLayer = self.layers[layer_idx]
         self.current = layer
         return layer.update(key_states, value_states)

@@ -27,6 +27,7 @@ class RmsNorm(nn.Module):
         self.offset = offset
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """One `SimplifiedLayerNormalization` over the last dimension."""
         scale = self.weight + self.offset if self.offset else self.weight
         output: Tensor = torch.onnx.ops.symbolic(
             "SimplifiedLayerNormalization",

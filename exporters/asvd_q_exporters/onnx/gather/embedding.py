@@ -41,6 +41,7 @@ class NBitsEmbedding(nn.Module):
         )
 
     def forward(self, input_ids: Tensor) -> Tensor:
+        """One `GatherBlockQuantized`: rows (…, hidden) of token ids (…)."""
         layout = self.layout
         codes = self.codes.flatten(1) if self.codes.dim() == 3 else self.codes
         inputs = [codes, input_ids, self.scales]

@@ -45,14 +45,17 @@ class NBitsLayout:
 
     @property
     def codes_shape(self) -> tuple[int, int, int]:
+        """Of `B`, uint8."""
         return (self.rows, self.blocks, self.block * self.bits // 8)
 
     @property
     def scales_shape(self) -> tuple[int, int]:
+        """One for every block of a row."""
         return (self.rows, self.blocks)
 
     @property
     def zero_points_shape(self) -> tuple[int, int]:
+        """Packed along the row, uint8."""
         return (self.rows, -(-self.blocks * self.bits // 8))
 
     def attributes(self, accuracy_level: int) -> dict[str, int]:

@@ -28,6 +28,7 @@ class NBitsLinear(nn.Module):
         self.bias = placeholder((layout.rows,), dtype) if bias else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """One `MatMulNBits`, which adds the bias too."""
         inputs: list[Tensor | None] = [hidden_states, self.codes, self.scales]
         if self.bias is not None:
             inputs += [self.zero_points, None, self.bias]

@@ -25,6 +25,7 @@ class MatMulNBits:
     has_levels: ClassVar[bool] = True
 
     def refusal(self, layer: str, shape: tuple[int, int], spec: QuantSpec) -> Refusal | None:
+        """See `asvd_q_exporters.onnx.operators.Operator`."""
         return codes_refusal("MatMulNBits", layer, shape, spec)
 
     def stored_bytes(self, shape: tuple[int, int], spec: QuantSpec, dtype: FloatType) -> int:
@@ -41,6 +42,7 @@ class MatMulNBits:
         dtype: torch.dtype,
         accuracy_level: int,
     ) -> nn.Module:
+        """See `asvd_q_exporters.onnx.operators.Operator`."""
         from asvd_q_exporters.onnx.nbits.linear import NBitsLinear
 
         layout = nbits_layout(shape, spec, dtype.itemsize)
@@ -49,6 +51,7 @@ class MatMulNBits:
     def node(
         self, shape: tuple[int, int], spec: QuantSpec, dtype: FloatType, accuracy_level: int
     ) -> MatrixNode:
+        """See `asvd_q_exporters.onnx.operators.Operator`."""
         layout = nbits_layout(shape, spec, FLOAT_BYTES[dtype])
         parts = [Part(layout.codes_shape, "uint8"), Part(layout.scales_shape, dtype)]
         if layout.zero_points:
@@ -61,6 +64,7 @@ class MatMulNBits:
         return None
 
     def tensor(self, weight: StoredWeight, part: str, dtype: torch.dtype) -> Tensor:
+        """See `asvd_q_exporters.onnx.operators.Operator`."""
         from asvd_q_exporters.onnx.nbits.pack import nbits_tensor
 
         return nbits_tensor(weight, part, dtype)

@@ -61,6 +61,7 @@ class QdqLayout:
 
     @property
     def codes_shape(self) -> tuple[int, int]:
+        """Of the codes, (in, out)."""
         return (self.columns, self.rows)
 
     @property

@@ -28,6 +28,7 @@ class QdqLinear(nn.Module):
         self.bias = placeholder((layout.rows,), dtype) if bias else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """`DequantizeLinear`, `MatMul`, and the bias."""
         inputs = [self.codes, self.scales]
         if self.zero_points is not None:
             inputs.append(self.zero_points)

@@ -55,6 +55,7 @@ class DequantizedMatMul:
     def node(
         self, shape: tuple[int, int], spec: QuantSpec, dtype: FloatType, accuracy_level: int
     ) -> MatrixNode:
+        """See `asvd_q_exporters.onnx.operators.Operator`."""
         layout = qdq_layout(shape, spec)
         parts = [Part(layout.codes_shape, layout.code_type), Part(layout.scales_shape, dtype)]
         if layout.zero_points:
@@ -73,6 +74,7 @@ class DequantizedMatMul:
         dtype: torch.dtype,
         accuracy_level: int,
     ) -> nn.Module:
+        """See `asvd_q_exporters.onnx.operators.Operator`."""
         from asvd_q_exporters.onnx.qdq.linear import QdqLinear
 
         return QdqLinear(qdq_layout(shape, spec), bias, dtype)
@@ -84,6 +86,7 @@ class DequantizedMatMul:
         return "int4" if spec.symmetric else "uint4"
 
     def tensor(self, weight: StoredWeight, part: str, dtype: torch.dtype) -> Tensor:
+        """See `asvd_q_exporters.onnx.operators.Operator`."""
         from asvd_q_exporters.onnx.qdq.pack import qdq_tensor
 
         return qdq_tensor(weight, part, dtype)
