@@ -130,12 +130,20 @@ ENTRIES: tuple[Entry, ...] = (
             ),
         )
     ),
-    Entry("tasks", "tasks", partial(tasks.tasks_finding, name="tasks"), ("tasks",), fast=True),
+    Entry(
+        "tasks",
+        "tasks",
+        partial(tasks.tasks_finding, name="tasks"),
+        ("tasks",),
+        ("--limit", "100"),
+        fast=True,
+    ),
     Entry(
         "latency",
         "latency",
         timing.latency_finding,
         ("latency",),
+        ("--rounds", "3"),
         fast=True,
         judges=True,
     ),

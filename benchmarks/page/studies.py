@@ -36,6 +36,7 @@ def cross_domain_table(results: Results, name: str) -> str:
         best = least.setdefault(_setup(point), {})
         for corpus, share in _rises(point).items():
             best[corpus] = min(share, best.get(corpus, share))
+    setups = list(least)
     rows = [
         (
             *_setup(point),
@@ -45,7 +46,7 @@ def cross_domain_table(results: Results, name: str) -> str:
                 for corpus, share in _rises(point).items()
             ),
         )
-        for point in points
+        for point in sorted(points, key=lambda point: setups.index(_setup(point)))
     ]
     heads = ("scaling", "kept", "codes", "calibrated on")
     return grid((*heads, *(CORPORA.get(corpus, corpus) for corpus in corpora)), rows)
@@ -138,9 +139,9 @@ def scaling_finding(results: Results, name: str) -> str:
     found = _by_samples(results, name)
     least, most = next(iter(found)), list(found)[-1]
     return (
-        f"At kept {lowest:g}, each at its best power: {', '.join(words)}. Whitening on {least} "
-        f"windows costs {percent(fmean(found[least]), 2)}, on {most} "
-        f"{percent(fmean(found[most]), 2)}."
+        f"At kept {lowest:g}, each at its best power, the perplexity rises by {', '.join(words)}; "
+        f"by {percent(fmean(found[least]), 2)} with whitening on {least} windows, and by "
+        f"{percent(fmean(found[most]), 2)} on {most}."
     )
 
 
