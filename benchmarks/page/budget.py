@@ -94,10 +94,12 @@ def budget_finding(results: Results) -> str:
     dense, points = budget_points(results)
     beside = points_of(results, BESIDE)
     chosen = [point for point in points if point.name == "all"]
-    won = sum(all(_wins(point, beside, name) for name in CORPORA) for point in chosen)
+    first = next(iter(CORPORA))
+    judged = [point for point in chosen if best_of(beside, point.layer_bytes, first) is not None]
+    won = sum(all(_wins(point, beside, name) for name in CORPORA) for point in judged)
     return " ".join(
         (
-            f"At {won} of {len(chosen)} budgets the choice beats everything else of no more bytes "
+            f"At {won} of {len(judged)} budgets the choice beats everything else of no more bytes "
             "on all corpora.",
             *_leads(chosen, beside, dense),
             _predicted(points, dense),

@@ -9,7 +9,7 @@ from benchmarks.page.grid import CORPORA
 from benchmarks.page.machine import Machine
 from benchmarks.page.result import Result
 
-__all__ = ["DEMO", "MACHINE", "NUMBERS", "result"]
+__all__ = ["DEMO", "FRONTIER", "MACHINE", "NUMBERS", "result"]
 
 MACHINE = Machine(cpu="a processor", cores=2, memory_bytes=2**33, system="Linux x86_64")
 

@@ -18,7 +18,7 @@ from benchmarks.page.registry import BLOCKS, ENTRIES, Entry, entry_named
 from benchmarks.page.rendering import render
 from benchmarks.page.result import MissingResultError, Results
 from benchmarks.page.running import ScriptError, command_of, run_all, run_entry
-from tests.benchmarks.samples import DEMO, MACHINE, NUMBERS, result
+from tests.benchmarks.samples import DEMO, FRONTIER, MACHINE, NUMBERS, result
 
 
 @pytest.fixture
@@ -96,6 +96,8 @@ def test_every_table_is_tried_here() -> None:
 def test_budget_finding(results: Results) -> None:
     found = entry_named("budget").finding(results)
     assert "At 2 of 2 budgets" in found
+    result(FRONTIER[:2]).write(results.path("frontier"))
+    assert "At 1 of 1 budgets" in entry_named("budget").finding(Results(results.folder))
     assert (
         "of 3 bits per weight (+3.0 % perplexity) is better than plain GPTQ 3 of 3.50 (+4.0 %)"
         in found
