@@ -19,6 +19,7 @@ from tests.docs.blocks import REPOSITORY, Block
 from tests.docs.checking import check
 from tests.docs.console import Step, is_plain, matches, steps, words_of
 from tests.docs.interpreter import Interpreter
+from tests.docs.patching import apply_diff
 from tests.docs.recipes import check_recipe, file_name, write
 from tests.third_party import install
 
@@ -89,7 +90,7 @@ class Session:
             case "yaml":
                 check_recipe(block.body, self.folder, where)
             case "diff":
-                self._shell("patch --quiet -p1", where, given=block.body)
+                apply_diff(block.body, self.folder)
             case "toml":
                 tomllib.loads(block.body)
             case "math":
@@ -128,14 +129,11 @@ class Session:
         assert code == (2 if fails else 0), f"{where}\nended with {code}:\n{err.getvalue()}"
         return out.getvalue() + (err.getvalue() if fails else "")
 
-    def _shell(
-        self, command: str, where: str, *, fails: bool = False, given: str | None = None
-    ) -> str:
+    def _shell(self, command: str, where: str, *, fails: bool = False) -> str:
         ended = subprocess.run(
             ["bash", "-c", command],
             cwd=self.folder,
             env=self._environment(),
-            input=given,
             capture_output=True,
             text=True,
         )

@@ -11,6 +11,7 @@ from tests.docs.blocks import Page
 from tests.docs.checking import check_command
 from tests.docs.console import Step, is_plain, matches, steps, words_of
 from tests.docs.interpreter import Interpreter
+from tests.docs.patching import apply_diff
 
 TEXT = """\
 <!-- test: after guide/first-run.md -->
@@ -157,3 +158,37 @@ def test_python_is_one_session(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="EOFError"):
         interpreter.run("input('trust? ')", "page", 1)
     interpreter.close()
+
+
+DIFF = """\
+--- a/one.txt
++++ b/one.txt
+@@ -9 +9,2 @@
+ b
+-c
++C
++D
+@@ -1 +1 @@
+-a
++A
+--- a/two.txt
++++ b/two.txt
+@@ -1 +1,2 @@
+ x
++y
+"""
+
+
+def test_a_diff_is_applied_where_its_lines_are(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.txt", tmp_path / "two.txt"
+    one.write_text("a\nb\nc\n")
+    two.write_text("x\n")
+    apply_diff(DIFF, tmp_path)
+    assert (one.read_text(), two.read_text()) == ("A\nb\nC\nD\n", "x\ny\n")
+
+
+@pytest.mark.parametrize("text", ["a\nb\nC\n", "a\nb\nc\nb\nc\n"])
+def test_a_diff_that_fits_nowhere_or_twice_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text(text)
+    with pytest.raises(ValueError, match=r"one.txt has [02] times"):
+        apply_diff(DIFF, tmp_path)
