@@ -98,7 +98,7 @@ ENTRIES: tuple[Entry, ...] = (
             setting=setting,
         )
         for name, arguments, fast, setting in (
-            ("cross_domain", (*_DATA, *_CACHE), False, "four corpora"),
+            ("cross_domain", (*_DATA, "--windows", "16", *_CACHE), False, "four corpora"),
             (
                 "cross_domain-fast",
                 ("--ratios", "0.8", "--quantize", "none", "--windows", "16", *_CACHE),
@@ -118,7 +118,7 @@ ENTRIES: tuple[Entry, ...] = (
             setting=setting,
         )
         for name, arguments, fast, setting in (
-            ("scaling", (*_DATA, *_CACHE), False, "four corpora"),
+            ("scaling", (*_DATA, "--windows", "16", *_CACHE), False, "four corpora"),
             (
                 "scaling-fast",
                 (
@@ -170,7 +170,7 @@ ENTRIES: tuple[Entry, ...] = (
         "frontier",
         codes.frontier_finding,
         ("frontier",),
-        (*_CORPORA, "--kept", "0.8,0.6", *_CACHE),
+        (*_CORPORA, "--kept", "0.8,0.6", "--peers", "bitsandbytes,gptqmodel", *_CACHE),
         keeps=True,
     ),
     Entry(
