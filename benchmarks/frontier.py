@@ -3,13 +3,14 @@
 Claim: which of them is on the Pareto front at which size; nothing is left out that costs bytes.
 
     python -m benchmarks.frontier --data DIR [--kept 0.9,0.8,0.6]
+                                  [--factors "RTN 8,GPTQ 4,GPTQ 3"]
                                   [--peers "bitsandbytes,gptqmodel,gptqmodel + EoRA"]
                                   [--group-size 32] [--json FILE --append] [--plot FILE.svg]
                                   [--cache DIR]
 
-Plain RTN, NF4 and GPTQ of all linear layers, and ASVD at several kept ratios with each on its
-factors, calibrated as the recipes are (text of the model's own, sequential, refitted, ranks from
-the default search). Peers are other packages' own pipelines: bitsandbytes through transformers,
+Plain RTN, NF4 and GPTQ of all linear layers, and ASVD at several kept ratios with each of them, or
+with those that --factors names, on its factors, calibrated as the recipes are (text of the model's
+own, sequential, refitted, ranks from the default search). Peers are other packages' own pipelines: bitsandbytes through transformers,
 and gptqmodel's quantization of the whole model on the same calibration windows, alone and with the
 EoRA adapter that it makes from them.
 
@@ -92,6 +93,7 @@ def cases_of(options: Any, model: str) -> list[Case]:
                 kept=kept,
             )
             for method, bits in METHODS
+            if _name(method, bits) in options.factors
         ]
     return found
 
@@ -131,6 +133,8 @@ def main() -> None:
     parser.add_argument(
         "--kept", type=lambda text: tuple(map(float, names(text))), default=(0.9, 0.8, 0.6)
     )
+    codes = tuple(_name(*method) for method in METHODS)
+    parser.add_argument("--factors", type=lambda text: known_names(text, codes), default=codes)
     parser.add_argument(
         "--peers",
         type=lambda text: known_names(text, PEERS),

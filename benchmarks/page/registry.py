@@ -170,7 +170,12 @@ ENTRIES: tuple[Entry, ...] = (
         "frontier",
         codes.frontier_finding,
         ("frontier",),
-        (*_CORPORA, "--kept", "0.8,0.6", "--peers", "bitsandbytes,gptqmodel", *_CACHE),
+        (
+            *_CORPORA,
+            *("--kept", "0.8,0.6", "--factors", "GPTQ 4,GPTQ 3,GPTQ 2"),
+            *("--peers", "bitsandbytes,gptqmodel"),
+            *_CACHE,
+        ),
         keeps=True,
     ),
     Entry(
