@@ -10,9 +10,9 @@ Claim: which of them is on the Pareto front at which size; nothing is left out t
 
 Plain RTN, NF4 and GPTQ of all linear layers, and ASVD at several kept ratios with each of them, or
 with those that --factors names, on its factors, calibrated as the recipes are (text of the model's
-own, sequential, refitted, ranks from the default search). Peers are other packages' own pipelines: bitsandbytes through transformers,
-and gptqmodel's quantization of the whole model on the same calibration windows, alone and with the
-EoRA adapter that it makes from them.
+own, sequential, refitted, ranks from the default search). Peers are other packages' own pipelines:
+bitsandbytes through transformers, and gptqmodel's quantization of the whole model on the same
+calibration windows, alone and with the EoRA adapter that it makes from them.
 
 `layers` are the bytes of the linear layers, `model` those of everything, as a store counts them:
 codes at their own width, float16 scales, zero points, the rest in the source's type. For peers
