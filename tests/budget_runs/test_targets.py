@@ -169,7 +169,7 @@ def test_a_perplexity_is_met_as_measured(
     assert again.store_key == record.store_key
     after = hashes(Path(recipe.output))
     changed = {name for name in after if after[name] != before.get(name)}
-    assert changed <= {"run.json", "log.txt"}
+    assert changed <= {"run.json", "log.txt", "report.html", "report.md"}
 
 
 def test_a_perplexity_is_of_the_text_that_it_is_measured_on(

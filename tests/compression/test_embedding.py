@@ -180,6 +180,7 @@ def resumable(*, tied: bool) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_killed_between_embedding_and_first_block(tied: bool, tmp_path: Path) -> None:
     model = tiny_llama(

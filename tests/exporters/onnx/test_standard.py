@@ -100,6 +100,7 @@ def test_initializers_are_narrow_and_symmetric_ones_signed(standard: Export) -> 
     assert types[f"{attention(1, 'o_proj')}.codes"] == "INT8"
 
 
+@pytest.mark.slow
 def test_4_bits_outside_the_graph_are_read_back_and_run(
     standard_store: Store, standard: Export, tmp_path: Path
 ) -> None:
@@ -115,6 +116,7 @@ def test_4_bits_outside_the_graph_are_read_back_and_run(
     assert torch.equal(found, inside)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_sessions_are_set_to_the_recorded_level(
     standard_store: Store, tmp_path: Path, dtype: Literal["float32", "float16"]
@@ -166,6 +168,7 @@ def test_a_real_model_is_proven(
     assert proof.status == "proven"
 
 
+@pytest.mark.slow
 def test_corrections_with_a_common_factor_are_proven(tmp_path: Path) -> None:
     kinds: dict[str, Choice] = {
         "q_proj": Corrected(W2, 16, I8, I8, "attention"),
