@@ -8,7 +8,10 @@ import typer
 
 from asvd_q.cli.console import say
 
-__all__ = ["app"]
+__all__ = ["COMPRESS", "LOOK", "MEASURE", "app"]
+
+COMPRESS, LOOK, MEASURE = "Compress", "Look at what there is", "Measure and run"
+"""Groups of commands in the help."""
 
 app = typer.Typer(
     name="asvd-q",

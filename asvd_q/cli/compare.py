@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from asvd_q.cli.app import app
+from asvd_q.cli.app import LOOK, app
 from asvd_q.cli.console import console, say
 from asvd_q.cli.options import JsonOption
 from asvd_q.errors import RecipeError
@@ -16,7 +16,7 @@ from asvd_q.errors import RecipeError
 __all__ = ["compare"]
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def compare(
     runs: Annotated[
         list[str],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from asvd_q.cli.app import app
+from asvd_q.cli.app import MEASURE, app
 from asvd_q.cli.console import console, say
 from asvd_q.cli.options import (
     BatchesOption,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def evaluate(
     path: PathArgument,
     corpora: Annotated[

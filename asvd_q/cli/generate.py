@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from asvd_q.cli.app import app
+from asvd_q.cli.app import MEASURE, app
 from asvd_q.cli.console import say
 from asvd_q.cli.options import (
     ModelOption,
@@ -17,7 +17,7 @@ from asvd_q.cli.options import (
 __all__ = ["generate"]
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def generate(
     path: PathArgument,
     prompts: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from asvd_q.cli.app import app
+from asvd_q.cli.app import LOOK, app
 from asvd_q.cli.console import console
 from asvd_q.cli.options import (
     JsonOption,
@@ -17,7 +17,7 @@ from asvd_q.cli.options import (
 __all__ = ["inspect", "schema"]
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def inspect(path: PathArgument, as_json: JsonOption = False) -> None:
     """The per-layer table of a run, a store or an artefact."""
     from asvd_q.opening import read_any_metadata
@@ -31,7 +31,7 @@ def inspect(path: PathArgument, as_json: JsonOption = False) -> None:
     print_table(console(), layer_table(metadata.layers, title))
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def schema(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="The reference as a page: docs/recipe.md.")

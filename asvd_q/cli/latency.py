@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from asvd_q.cli.app import app
+from asvd_q.cli.app import MEASURE, app
 from asvd_q.cli.console import console, say
 from asvd_q.cli.options import (
     BatchesOption,
@@ -23,7 +23,7 @@ from asvd_q.errors import RecipeError
 __all__ = ["latency"]
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def latency(
     paths: Annotated[
         list[str],

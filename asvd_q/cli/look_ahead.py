@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from asvd_q.cli.app import app
+from asvd_q.cli.app import COMPRESS, app
 from asvd_q.cli.console import console, say
 from asvd_q.cli.options import (
     BitsOption,
@@ -19,7 +19,7 @@ from asvd_q.cli.options import (
 __all__ = ["plan", "validate"]
 
 
-@app.command()
+@app.command(rich_help_panel=COMPRESS)
 def validate(recipe: RecipeArgument, overrides: SetOption = None) -> None:
     """Check a recipe against the schema, and its formats and their options against exporters."""
     loaded = load(recipe, overrides)
@@ -32,7 +32,7 @@ def validate(recipe: RecipeArgument, overrides: SetOption = None) -> None:
     say(f"{recipe}: valid")
 
 
-@app.command()
+@app.command(rich_help_panel=COMPRESS)
 def plan(
     recipe: RecipeArgument,
     overrides: SetOption = None,

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from asvd_q.cli.app import app
+from asvd_q.cli.app import LOOK, app
 from asvd_q.cli.console import say
 
 __all__ = ["report"]
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def report(
     run_folder: Annotated[
         Path, typer.Argument(help="Folder of a finished run.", show_default=False)

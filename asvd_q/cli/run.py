@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from asvd_q.cli.app import app
+from asvd_q.cli.app import COMPRESS, app
 from asvd_q.cli.console import console, say
 from asvd_q.cli.options import (
     BitsOption,
@@ -23,7 +23,7 @@ from asvd_q.cli.options import (
 __all__ = ["export_command", "run"]
 
 
-@app.command()
+@app.command(rich_help_panel=COMPRESS)
 def run(
     recipe: RecipeArgument,
     overrides: SetOption = None,
@@ -69,7 +69,7 @@ def run(
         terminal.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command(name="export")
+@app.command(name="export", rich_help_panel=COMPRESS)
 def export_command(
     run_folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     to: Annotated[str, typer.Option("--to", help="Format: onnx, gptq, transformers, …")],

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from asvd_q.cli.app import app
+from asvd_q.cli.app import COMPRESS, app
 from asvd_q.cli.console import console, say
 from asvd_q.cli.options import (
     BitsOption,
@@ -24,7 +24,7 @@ from asvd_q.cli.options import (
 __all__ = ["frontier", "search"]
 
 
-@app.command()
+@app.command(rich_help_panel=COMPRESS)
 def search(
     recipe: RecipeArgument,
     overrides: SetOption = None,
@@ -65,7 +65,7 @@ def search(
     say(f"ranks for a recipe, the table and plots: {folder}")
 
 
-@app.command()
+@app.command(rich_help_panel=COMPRESS)
 def frontier(
     recipe: RecipeArgument,
     overrides: SetOption = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from asvd_q.cli.app import app
+from asvd_q.cli.app import MEASURE, app
 from asvd_q.cli.console import console, say
 from asvd_q.cli.options import JsonOption, SetOption
 
@@ -19,7 +19,7 @@ OnlyOption = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def study(
     file: Annotated[Path, typer.Argument(help="Study file (YAML).", show_default=False)],
     overrides: SetOption = None,
