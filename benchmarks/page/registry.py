@@ -98,7 +98,12 @@ ENTRIES: tuple[Entry, ...] = (
             setting=setting,
         )
         for name, arguments, fast, setting in (
-            ("cross_domain", (*_DATA, "--windows", "16", *_CACHE), False, "four corpora"),
+            (
+                "cross_domain",
+                (*_DATA, "--quantize", "none,gptq3", "--windows", "16", *_CACHE),
+                False,
+                "four corpora",
+            ),
             (
                 "cross_domain-fast",
                 ("--ratios", "0.8", "--quantize", "none", "--windows", "16", *_CACHE),
