@@ -15,7 +15,6 @@ from benchmarks.page.result import Results
 
 PENDING = {
     "browser",
-    "budget",
     "budget-parts",
     "budget_cost",
     "budget_onnx",
