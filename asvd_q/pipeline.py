@@ -348,8 +348,7 @@ def _with_earlier(record: RunRecord, folder: Path) -> RunRecord:
 
 def _notes(record: RunRecord) -> list[str]:
     """What a reader of the log should know of single layers."""
-    notes = [f"{layer.name}: {note}" for layer in record.layers for note in layer.notes]
-    return [*record.warnings, *notes]
+    return [*record.warnings, *record.layer_notes]
 
 
 def _logged(progress: Progress) -> Progress:

@@ -52,7 +52,8 @@ def models_speed(models: Mapping[str, Opened], load: Load, progress: Progress) -
     contexts = {name: model.context for name, model in models.items()}
     require_room(contexts, max(load.prompts), load.tokens)
     name, first = next(iter(models.items()))
-    last = int(prompt_tokens(first.tokenizer, max(load.batches), max(load.prompts)).max())
+    text = prompt_tokens(first.tokenizer, max(load.batches), max(load.prompts)).flatten()
+    last = int(text.max())
     for other, model in models.items():
         if len(model.tokenizer) <= last:
             raise AsvdQError(
@@ -62,7 +63,7 @@ def models_speed(models: Mapping[str, Opened], load: Load, progress: Progress) -
     runners = {name: model.runner for name, model in models.items()}
 
     def prompts(batch: int, tokens: int) -> torch.Tensor:
-        return prompt_tokens(first.tokenizer, batch, tokens)
+        return text[: batch * tokens].view(batch, tokens)
 
     return compare_speed(runners, prompts, load, progress)
 

@@ -35,16 +35,17 @@ def compare(
     if as_json and markdown:
         raise RecipeError("--json and --markdown are two forms of one output: give one of them")
     from asvd_q.report import compare as comparing
-    from asvd_q.report.compare_plot import plot_comparison, require_plottable
+    from asvd_q.report.compare_plot import plot_comparison
     from asvd_q.report.compare_tables import (
         comparison_content,
         comparison_markdown,
         comparison_tables,
     )
+    from asvd_q.report.plots import require_plot
     from asvd_q.report.tables import print_table
 
     if plot is not None:
-        require_plottable(plot)
+        require_plot(plot)
     comparison = comparing.compare(comparing.read_runs(runs))
     if plot is not None:
         plot_comparison(comparison, plot)

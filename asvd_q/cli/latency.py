@@ -52,12 +52,14 @@ def latency(
     load = measured_load(batches, prompts, tokens, rounds)
     from asvd_q.opening import open_anything
     from asvd_q.process import limited_threads
-    from asvd_q.report.latency import latency_table, plot_latency, require_plot, write_latency
+    from asvd_q.report.latency import latency_table, plot_latency, write_latency
+    from asvd_q.report.plots import require_plot
     from asvd_q.report.progress import showing_progress
     from asvd_q.report.tables import print_table
     from asvd_q.speed import models_speed
 
-    require_plot(plot)
+    if plot is not None:
+        require_plot(plot)
     with limited_threads(threads), showing_progress(console(stderr=True)) as progress:
         opened = {name: open_anything(path, model) for name, path in named.items()}
         found = models_speed(opened, load, progress)

@@ -33,6 +33,7 @@ __all__ = [
     "CorpusSection",
     "EvaluateSection",
     "Protocol",
+    "file_name",
 ]
 
 GENERATED = "generated"
@@ -65,6 +66,12 @@ def _readable_window(value: Any) -> Any:
 _Window = Annotated[
     Annotated[int, Field(strict=True, ge=2)] | Literal["context"], BeforeValidator(_readable_window)
 ]
+
+
+def file_name(source: str) -> str:
+    """What a corpus in a file is called: the file's name without its ending and placeholder."""
+    stem = PurePath(source).stem
+    return stem.replace(PLACEHOLDER, "").strip("._-") or stem
 
 
 class CorpusSection(Section):
@@ -140,10 +147,7 @@ class CorpusSection(Section):
     @property
     def name(self) -> str:
         """Short name in tables: the built-in's, the file's without its ending, the hub's."""
-        if not self.is_file:
-            return self.source.removeprefix(HUB)
-        stem = PurePath(self.source).stem
-        return stem.replace(PLACEHOLDER, "").strip("._-") or stem
+        return file_name(self.source) if self.is_file else self.source.removeprefix(HUB)
 
     @property
     def identity(self) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asvd_q.errors import RecipeError
+from asvd_q.evaluation.assess import Assessed
 from asvd_q.evaluation.quality import Quality
 from asvd_q.report.compare_tasks import TaskScore, task_scores
 from asvd_q.report.recipes import flatten, read_recipe
@@ -24,21 +25,26 @@ class TextScore:
     """How well a run's model predicts one text.
 
     Attributes:
+        assessed: its quality, beside that of the run's own dense model on the same tokens.
         sha256: of the text; None where the record does not have it.
-        dense: perplexity of the run's own dense model on the same tokens.
         unlike: why it may not be held against the first run that has this text; empty where it
             may.
     """
 
-    quality: Quality
+    assessed: Assessed
     sha256: str | None
-    dense: float | None
     unlike: tuple[str, ...] = ()
 
     @property
-    def change(self) -> float | None:
-        """Of the perplexity against the dense model's, as a share."""
-        return None if self.dense is None else self.quality.perplexity / self.dense - 1
+    def quality(self) -> Quality:
+        """Of the compressed model."""
+        return self.assessed.quality
+
+    @property
+    def dense(self) -> float | None:
+        """Perplexity of the dense model; None where it was not measured."""
+        dense = self.assessed.dense
+        return None if dense is None else dense.perplexity
 
 
 @dataclass(frozen=True)
@@ -139,14 +145,13 @@ def _named(argument: str) -> tuple[str, str]:
 
 
 def _scores(record: RunRecord) -> dict[tuple[str, str], TextScore]:
-    dense = {(one.corpus, one.split): one.perplexity for one in record.dense_quality}
     texts = {
         (one.corpus, one.split): one.sha256 for one in record.corpora if one.use == "evaluation"
     }
     return {
-        key: TextScore(quality, texts.get(key), dense.get(key))
-        for quality in record.quality
-        for key in [(quality.corpus, quality.split)]
+        key: TextScore(assessed, texts.get(key))
+        for assessed in record.assessed
+        for key in [(assessed.quality.corpus, assessed.quality.split)]
     }
 
 

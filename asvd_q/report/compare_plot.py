@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asvd_q.errors import ArtefactError, RecipeError
-from asvd_q.files import atomic_path
+from asvd_q.errors import ArtefactError
 from asvd_q.report.compare import Comparison
+from asvd_q.report.plots import figure_of, require_plot, save_plot
 
-__all__ = ["plot_comparison", "require_plottable"]
+__all__ = ["plot_comparison"]
 
-_TYPES = (".svg", ".png")
 _MIB = 1 << 20
-
-
-def require_plottable(path: Path) -> None:
-    """Raises RecipeError when a file's ending is of no type that is written."""
-    if path.suffix.lower() not in _TYPES:
-        raise RecipeError(f"--plot {path}: give a file that ends with {' or '.join(_TYPES)}")
 
 
 def plot_comparison(comparison: Comparison, path: Path) -> None:
@@ -32,7 +25,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         ArtefactError: no run has a perplexity and its dense model's.
         RecipeError: a file of another type.
     """
-    require_plottable(path)
+    require_plot(path)
     panels = {text: _points(comparison, text) for text in comparison.texts}
     panels = {text: points for text, points in panels.items() if points}
     if not panels:
@@ -40,15 +33,8 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
             "--plot: none of the runs has the perplexity of its dense model: evaluate them with "
             "evaluate.dense: true"
         )
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.5 * len(panels), 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, ((corpus, split), points) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
+    figure, [row] = figure_of(1, len(panels), width=5.5, height=4.5)
+    for axes, ((corpus, split), points) in zip(row, panels.items(), strict=True):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.axhline(0, color="#b8b8b8", linewidth=1)
@@ -59,19 +45,15 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         axes.set_title(f"{corpus} ({split})")
         axes.set_xlabel("whole model, MiB")
         axes.set_ylabel("perplexity against the dense model, %")
-    kind = path.suffix.lower().removeprefix(".")
-    with atomic_path(path) as partial, rc_context({"svg.hashsalt": "compare"}):
-        figure.savefig(
-            partial, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None
-        )
+    save_plot(figure, path)
 
 
 def _points(comparison: Comparison, text: tuple[str, str]) -> list[tuple[str, float, float]]:
     """Label, MiB and change in per cent of the runs that may stand in one panel."""
     return [
-        (run.label, run.record.total_bytes.after / _MIB, 100 * score.change)
+        (run.label, run.record.total_bytes.after / _MIB, 100 * change)
         for run in comparison.runs
         if (score := run.scores.get(text)) is not None
-        and score.change is not None
+        and (change := score.assessed.change) is not None
         and not score.unlike
     ]

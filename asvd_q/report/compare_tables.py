@@ -85,7 +85,7 @@ def _texts(comparison: Comparison) -> Iterator[tuple[str, ...]]:
         "windows": lambda score: f"{score.quality.windows} × {score.quality.window}",
         "dense": lambda score: _format(score.dense, ".3f"),
         "compressed": lambda score: f"{score.quality.perplexity:.3f}",
-        "change": lambda score: _format(score.change, "+.2%"),
+        "change": lambda score: _format(score.assessed.change, "+.2%"),
         "KL": lambda score: _format(score.quality.kl, ".4f"),
         "same arg max": lambda score: _format(score.quality.agreement, ".2%"),
     }
@@ -159,7 +159,7 @@ def _content(run: ComparedRun) -> dict[str, Any]:
                 **score.quality.model_dump(mode="json"),
                 "sha256": score.sha256,
                 "dense_perplexity": score.dense,
-                "change": score.change,
+                "change": score.assessed.change,
                 "comparable": not score.unlike,
                 "why_not": list(score.unlike),
             }

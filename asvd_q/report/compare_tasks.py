@@ -43,19 +43,14 @@ def task_scores(records: Sequence[RunRecord]) -> list[dict[_Key, TaskScore]]:
 
 
 def _scores(record: RunRecord) -> dict[_Key, TaskScore]:
-    dense = {(one.task, one.shots, one.sha256): one for one in _single(record.dense_tasks)}
+    dense = {one.identity: one for found in record.dense_tasks for one in found.scored}
     scores = {}
-    for one in _single(record.tasks):
-        before = dense.get((one.task, one.shots, one.sha256))
+    for one in (one for found in record.tasks for one in found.scored):
+        before = dense.get(one.identity)
         for name, value in one.metrics.items():
             reference = None if before is None else before.metrics.get(name)
             scores[one.task, name] = TaskScore(one, value, reference)
     return scores
-
-
-def _single(results: Sequence[TaskResult]) -> Iterator[TaskResult]:
-    for result in results:
-        yield from (result,) if result.metrics else result.parts
 
 
 def _unlike(here: TaskResult, there: TaskResult) -> Iterator[str]:

@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from asvd_q.errors import RecipeError
 from asvd_q.evaluation.latency import Compared, Ratio
-from asvd_q.files import atomic_path, write_text
+from asvd_q.files import write_text
+from asvd_q.report.plots import figure_of, save_plot
 from asvd_q.report.run import versions
 from asvd_q.report.tables import Table
 
-__all__ = ["latency_table", "plot_latency", "require_plot", "write_latency"]
+__all__ = ["latency_table", "plot_latency", "write_latency"]
 
-_FORMATS = (".svg", ".png")
 _COLOURS = ("#6b6b6b", "#2f6fb0", "#d1622b", "#3f8f5f", "#8a5ba8", "#b8952f")
 
 
@@ -88,27 +87,15 @@ def write_latency(
     write_text(file, json.dumps(content, indent=1) + "\n")
 
 
-def require_plot(file: Path | None) -> None:
-    """Raises RecipeError when a plot is to go into a file of another kind than SVG or PNG."""
-    if file is not None and file.suffix not in _FORMATS:
-        raise RecipeError(f"--plot {file}: the name ends in {' or '.join(_FORMATS)}")
-
-
 def plot_latency(found: Sequence[Compared], file: Path) -> None:
     """Seconds to the first token and tokens per second after it, a bar per model.
 
     Args:
         file: ends in .svg or .png; the same numbers give the same bytes.
     """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = list(dict.fromkeys(one.name for one in found))
     shapes = list(dict.fromkeys(f"{one.timing.batch} × {one.timing.prompt}" for one in found))
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2)
+    figure, [panels] = figure_of(1, 2, width=5, height=4.5)
     width = 0.8 / len(names)
     for index, name in enumerate(names):
         timings = [one.timing for one in found if one.name == name]
@@ -133,9 +120,7 @@ def plot_latency(found: Sequence[Compared], file: Path) -> None:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False)
-    with atomic_path(file) as partial, rc_context({"svg.hashsalt": file.stem}):
-        metadata = {"Date": None} if file.suffix == ".svg" else {}
-        figure.savefig(partial, format=file.suffix[1:], dpi=150, metadata=metadata)
+    save_plot(figure, file)
 
 
 def _shown(ratio: Ratio) -> str:

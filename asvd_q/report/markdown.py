@@ -9,9 +9,14 @@ from asvd_q.report.tables import Table
 __all__ = ["fenced", "markdown_table"]
 
 
-def markdown_table(table: Table) -> str:
-    """A table without its title; cells keep to their line and column."""
-    lines = [table.columns, ("---",) * len(table.columns), *table.rows]
+def markdown_table(table: Table, *, align: bool = False) -> str:
+    """A table without its title; cells keep to their line and column.
+
+    Args:
+        align: all columns but the first to the right, as a terminal has them.
+    """
+    rest = "---:" if align else "---"
+    lines = [table.columns, ("---", *[rest] * (len(table.columns) - 1)), *table.rows]
     return "\n".join(_line(line) for line in lines)
 
 

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from asvd_q.errors import RecipeError
+from asvd_q.files import atomic_path
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -21,13 +24,16 @@ __all__ = [
     "plot_kept_ratios",
     "plot_predictions",
     "plot_sensitivities",
+    "require_plot",
     "save_figure",
+    "save_plot",
 ]
 
 ATTENTION, MLP, OTHER = "attention", "MLP", "other"
 NATS = "nats per token"
 
 _COLOURS = {ATTENTION: "#2f6fb0", MLP: "#d1622b", OTHER: "#6b6b6b"}
+_PLOT_TYPES = (".svg", ".png")
 _ATTENTION_KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "c_attn", "out_proj")
 _MLP_KINDS = ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "c_fc", "fc1", "fc2")
 
@@ -198,6 +204,26 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     with rc_context({"svg.hashsalt": name}):
         figure.savefig(svg, metadata={"Date": None})
     return [png, svg]
+
+
+def require_plot(path: Path) -> None:
+    """Raises RecipeError when a file that --plot names is of no type that is written."""
+    if path.suffix.lower() not in _PLOT_TYPES:
+        raise RecipeError(f"--plot {path}: the name ends in {' or '.join(_PLOT_TYPES)}")
+
+
+def save_plot(figure: Figure, path: Path) -> None:
+    """Replace one file by a figure; the same figure gives the same bytes.
+
+    Args:
+        path: ends in .svg or .png.
+    """
+    from matplotlib import rc_context
+
+    kind = path.suffix.lower().removeprefix(".")
+    metadata = {"Date": None} if kind == "svg" else None
+    with atomic_path(path) as partial, rc_context({"svg.hashsalt": "asvd-q"}):
+        figure.savefig(partial, format=kind, dpi=150, metadata=metadata)
 
 
 def _canvas(folder: Path, name: str) -> tuple[Axes, Callable[[], list[Path]]]:

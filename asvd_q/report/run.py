@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from asvd_q import __version__
 from asvd_q.errors import ArtefactError, first_line
+from asvd_q.evaluation.assess import Assessed
 from asvd_q.evaluation.proof import Proof
 from asvd_q.evaluation.quality import Quality
 from asvd_q.evaluation.tasks.record import TaskResult
@@ -122,6 +123,17 @@ class RunRecord(_Frozen):
     tasks: tuple[TaskResult, ...] = ()
     artefacts: tuple[ArtefactRecord, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def assessed(self) -> tuple[Assessed, ...]:
+        """The quality on every text, with the dense model's where that was measured."""
+        dense = {(one.corpus, one.split): one for one in self.dense_quality}
+        return tuple(Assessed(one, dense.get((one.corpus, one.split))) for one in self.quality)
+
+    @property
+    def layer_notes(self) -> tuple[str, ...]:
+        """What a reader should know of single layers, each with its name."""
+        return tuple(f"{layer.name}: {note}" for layer in self.layers for note in layer.notes)
 
     @property
     def bits_per_weight(self) -> float:

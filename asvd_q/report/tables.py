@@ -104,17 +104,16 @@ def plan_table(layers: Sequence[LayerPlan], title: str) -> Table:
 
 def quality_table(record: RunRecord) -> Table:
     """Dense and compressed perplexity, corpus by corpus."""
-    dense = {(quality.corpus, quality.split): quality for quality in record.dense_quality}
     rows = []
-    for quality in record.quality:
-        before = dense.get((quality.corpus, quality.split))
+    for one in record.assessed:
+        quality, before = one.quality, one.dense
         rows.append(
             (
                 f"{quality.corpus} ({quality.split})",
                 f"{quality.windows} × {quality.window}",
                 f"{before.perplexity:.3f}" if before else "–",
                 f"{quality.perplexity:.3f}",
-                f"{quality.perplexity / before.perplexity - 1:+.2%}" if before else "–",
+                f"{one.change:+.2%}" if one.change is not None else "–",
                 f"{quality.kl:.4f}" if quality.kl is not None else "–",
                 f"{quality.agreement:.2%}" if quality.agreement is not None else "–",
             )

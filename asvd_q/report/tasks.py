@@ -16,11 +16,11 @@ def task_table(results: Sequence[TaskResult], dense: Sequence[TaskResult] = ()) 
 
     Of a group whose tasks are not taken together, the rows are the tasks'.
     """
-    before = {_key(result): result for found in dense for result in (found, *found.parts)}
+    before = {one.identity: one for found in dense for one in (found, *found.parts)}
     rows: list[tuple[str, ...]] = []
     for result in results:
-        for shown in (result,) if result.metrics else result.parts:
-            reference = before.get(_key(shown))
+        for shown in result.scored:
+            reference = before.get(shown.identity)
             for number, (name, metric) in enumerate(shown.metrics.items()):
                 first = number == 0
                 row = (
@@ -55,10 +55,6 @@ def tasks_content(found: AssessedTasks) -> list[dict[str, Any]]:
         one.model_dump() | {"dense": None if before is None else before.model_dump()}
         for one, before in zip(found.results, dense, strict=True)
     ]
-
-
-def _key(result: TaskResult) -> tuple[str, int | None, str]:
-    return result.task, result.shots, result.sha256
 
 
 def _shots(result: TaskResult) -> str:

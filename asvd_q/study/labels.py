@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 from asvd_q.errors import RecipeError
-from asvd_q.recipe.corpora import FILE_TYPES, PLACEHOLDER
+from asvd_q.recipe.corpora import FILE_TYPES, file_name
 
 __all__ = ["Choice", "choices_of", "is_meant", "label_of"]
 
@@ -31,8 +30,7 @@ def label_of(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, str) and value.endswith(FILE_TYPES):
-        stem = PurePath(value).stem
-        return stem.replace(PLACEHOLDER, "").strip("._-") or stem
+        return file_name(value)
     if isinstance(value, Mapping):
         if "source" in value:
             rest = {key: item for key, item in value.items() if key == "weight"}

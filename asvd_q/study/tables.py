@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from asvd_q.report.markdown import markdown_table
 from asvd_q.report.tables import Table, size
 from asvd_q.study.record import CorpusSummary, Row, Spread, StudyRecord
 
@@ -47,7 +48,7 @@ def study_page(record: StudyRecord, plots: Sequence[Path]) -> str:
         + (f" Repeated over: {', '.join(record.repeated)}." if record.repeated else "")
         + f" Computed with asvd-q {record.versions['asvd-q']}, {', '.join(sorted(dense))}.",
         f"## {study_table(record).title}",
-        _markdown(study_table(record)),
+        markdown_table(study_table(record), align=True),
         "Change is of the perplexity, against the dense model on the same tokens; kept is the "
         "share of the parameters of the layers looked at; bytes are the whole model's, in a "
         "store's count." + _about_repetitions(record),
@@ -55,7 +56,7 @@ def study_page(record: StudyRecord, plots: Sequence[Path]) -> str:
     failures = _failures(record)
     if failures:
         parts += ["## Failed", "\n".join(failures)]
-    parts += ["## The dense model", _markdown(dense_table(record))]
+    parts += ["## The dense model", markdown_table(dense_table(record), align=True)]
     parts += [f"![{record.name}]({plot.name})" for plot in plots if plot.suffix == ".svg"]
     return "\n\n".join(parts) + "\n"
 
@@ -140,11 +141,3 @@ def _about_repetitions(record: StudyRecord) -> str:
 
 def _failures(record: StudyRecord) -> list[str]:
     return [f"- {one.title}: {one.failure}" for one in record.points if one.failure is not None]
-
-
-def _markdown(table: Table) -> str:
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    ruler = ("---", *["---:"] * (len(table.columns) - 1))
-    return "\n".join(map(line, (table.columns, ruler, *table.rows)))

@@ -52,6 +52,16 @@ class TaskResult(_Frozen):
     runtime: str
     parts: tuple[TaskResult, ...] = ()
 
+    @property
+    def identity(self) -> tuple[str, int | None, str]:
+        """Equal for results that models have on the same questions."""
+        return self.task, self.shots, self.sha256
+
+    @property
+    def scored(self) -> tuple[TaskResult, ...]:
+        """Those with numbers: of a group whose tasks are not taken together, the tasks'."""
+        return (self,) if self.metrics else self.parts
+
 
 @dataclass(frozen=True)
 class AssessedTasks:

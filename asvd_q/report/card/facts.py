@@ -69,23 +69,22 @@ def _facts(
 
 def quality_table(record: RunRecord) -> Table:
     """Dense and compressed perplexity with all that has to be known to measure them again."""
-    dense = {(one.corpus, one.split): one.perplexity for one in record.dense_quality}
     texts = {
         (one.corpus, one.split): one.sha256 for one in record.corpora if one.use == "evaluation"
     }
     rows = []
-    for one in record.quality:
+    for assessed in record.assessed:
+        one, before = assessed.quality, assessed.dense
         key = one.corpus, one.split
-        before = dense.get(key)
         rows.append(
             (
                 one.corpus,
                 one.split,
                 f"{one.windows} × {one.window}",
                 str(one.tokens),
-                "–" if before is None else f"{before:.3f}",
+                "–" if before is None else f"{before.perplexity:.3f}",
                 f"{one.perplexity:.3f}",
-                "–" if before is None else f"{one.perplexity / before - 1:+.2%}",
+                "–" if assessed.change is None else f"{assessed.change:+.2%}",
                 "–" if one.kl is None else f"{one.kl:.4f}",
                 "–" if one.agreement is None else f"{one.agreement:.2%}",
                 f"`{texts[key][:12]}`" if key in texts else "–",

@@ -84,7 +84,7 @@ def report_content(folder: Path, record: RunRecord) -> ReportContent:
         summary=summary(record),
         headlines=headlines(record),
         warnings=record.warnings,
-        notes=tuple(f"{layer.name}: {note}" for layer in record.layers for note in layer.notes),
+        notes=record.layer_notes,
         quality=tuple(
             grid for grid in (quality_grid(record), task_grid(record)) if grid is not None
         ),

@@ -25,7 +25,6 @@ class Headline:
 def headlines(record: RunRecord) -> tuple[Headline, ...]:
     """Bytes, ratio and bits, then what they cost in quality, then what was proven."""
     total, layers = record.total_bytes, record.layer_bytes
-    bits = 8 * layers.after / max(record.parameters.before, 1)
     return (
         Headline(
             "whole model",
@@ -37,7 +36,9 @@ def headlines(record: RunRecord) -> tuple[Headline, ...]:
             from_to(layers.before, layers.after),
             f"{layers.ratio:.1%} of their bytes",
         ),
-        Headline("bits per weight", f"{bits:.2f}", "of these layers, scales and all"),
+        Headline(
+            "bits per weight", f"{record.bits_per_weight:.2f}", "of these layers, scales and all"
+        ),
         Headline(
             "kept ratio",
             f"{record.parameters.ratio:.3f}",
@@ -70,16 +71,15 @@ def summary(record: RunRecord) -> str:
 
 
 def _perplexities(record: RunRecord) -> Iterator[Headline]:
-    dense = {(one.corpus, one.split): one for one in record.dense_quality}
-    for one in record.quality:
-        before = dense.get((one.corpus, one.split))
+    for assessed in record.assessed:
+        one, before = assessed.quality, assessed.dense
         label = f"perplexity, {one.corpus}"
         if before is None:
             yield Headline(label, f"{one.perplexity:.2f}", f"{one.split} part, {one.tokens} tokens")
         else:
             yield Headline(
                 label,
-                f"{one.perplexity / before.perplexity - 1:+.2%}",
+                f"{assessed.change:+.2%}",
                 f"{before.perplexity:.2f} → {one.perplexity:.2f}",
             )
 

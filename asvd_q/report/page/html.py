@@ -5,17 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from pathlib import Path
 
 from markupsafe import Markup
 
 from asvd_q.report.page.charts import SHADES, heat_chart, size_chart, spectrum_chart
 from asvd_q.report.page.content import ReportContent
 from asvd_q.report.page.sizes import CONTENTS, size_grid
+from asvd_q.report.page.templating import FOLDER, templates
 
 __all__ = ["html_page"]
 
-_FOLDER = Path(__file__).parent / "templates"
 _MOST_DECADES = 6
 
 
@@ -25,29 +24,23 @@ def html_page(content: ReportContent) -> str:
     What comes from outside is escaped, and the page's own policy lets no other script run and
     nothing be fetched.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
+    script = (FOLDER / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html.j2").render(
-        content=content,
-        style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=digest,
-        size_chart=size_chart(content.sizes),
-        size_grid=size_grid(content.sizes),
-        stored=_stored(content),
-        spectra=_spectra(content),
-        maps=[(one, heat_chart(one)) for one in content.maps],
-        shades=range(SHADES),
+    return (
+        templates(autoescape=True)
+        .get_template("report.html.j2")
+        .render(
+            content=content,
+            style=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            script_hash=digest,
+            size_chart=size_chart(content.sizes),
+            size_grid=size_grid(content.sizes),
+            stored=_stored(content),
+            spectra=_spectra(content),
+            maps=[(one, heat_chart(one)) for one in content.maps],
+            shades=range(SHADES),
+        )
     )
 
 

@@ -29,17 +29,15 @@ def quality_grid(record: RunRecord) -> Grid | None:
     """Dense beside compressed, corpus by corpus; None where nothing was evaluated."""
     if not record.quality:
         return None
-    dense = {(one.corpus, one.split): one for one in record.dense_quality}
     rows = []
-    for one in record.quality:
-        before = dense.get((one.corpus, one.split))
-        change = None if before is None else one.perplexity / before.perplexity - 1
+    for assessed in record.assessed:
+        one, before = assessed.quality, assessed.dense
         rows.append(
             (
                 text(one.corpus),
                 number(None if before is None else before.perplexity, ".3f"),
                 number(one.perplexity, ".3f"),
-                number(change, "+.2%"),
+                number(assessed.change, "+.2%"),
                 number(one.kl, ".5f"),
                 share(one.agreement),
                 text(one.split),
