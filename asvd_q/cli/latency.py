@@ -19,6 +19,7 @@ from asvd_q.cli.options import (
     measured_load,
 )
 from asvd_q.errors import RecipeError
+from asvd_q.naming import named_path
 
 __all__ = ["latency"]
 
@@ -74,11 +75,7 @@ def latency(
 
 def _named(texts: list[str]) -> dict[str, Path]:
     """Paths by the names they were given, or by as much of their ends as tells them apart."""
-    given: list[tuple[str, Path]] = []
-    for text in texts:
-        name, equals, rest = text.partition("=")
-        whole = not equals or not name or "/" in name or Path(text).exists()
-        given.append(("", Path(text)) if whole else (name, Path(rest)))
+    given = [named_path(text, "latency") for text in texts]
     ends = [path.resolve().parts for name, path in given if not name]
     length = 1
     while len({end[-length:] for end in ends}) < len(ends) and length < max(map(len, ends)):

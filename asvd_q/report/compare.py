@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from asvd_q.errors import RecipeError
 from asvd_q.evaluation.assess import Assessed
 from asvd_q.evaluation.quality import Quality
+from asvd_q.naming import named_path
 from asvd_q.report.compare_tasks import TaskScore, task_scores
 from asvd_q.report.recipes import flatten, read_recipe
 from asvd_q.report.run import RunRecord
@@ -98,19 +98,18 @@ def read_runs(arguments: Sequence[str]) -> list[tuple[str, RunRecord, dict[str, 
     """
     if len(arguments) < 2:
         raise RecipeError("compare: give two run folders or more")
-    named = [_named(argument) for argument in arguments]
-    short = [name or Path(path).resolve().name for name, path in named]
+    named = [named_path(argument, "compare") for argument in arguments]
+    short = [name or path.resolve().name for name, path in named]
     labels = [
-        name or (path if short.count(label) > 1 else label)
+        name or (str(path) if short.count(label) > 1 else label)
         for (name, path), label in zip(named, short, strict=True)
     ]
     for label in labels:
         if labels.count(label) > 1:
             raise RecipeError(f"compare: two runs are called {label!r}: name one as NAME=PATH")
-    folders = [Path(path) for _, path in named]
     return [
         (label, RunRecord.read(folder), read_recipe(folder))
-        for label, folder in zip(labels, folders, strict=True)
+        for label, (_, folder) in zip(labels, named, strict=True)
     ]
 
 
@@ -132,16 +131,6 @@ def compare(runs: Sequence[tuple[str, RunRecord, Mapping[str, Any] | None]]) -> 
         replace(_marked(run, plain), tasks=found) for run, found in zip(plain, tasks, strict=True)
     )
     return Comparison(compared, _differences(compared), tuple(_notes(compared)))
-
-
-def _named(argument: str) -> tuple[str, str]:
-    """Name, empty where none is given, and path; a folder with "=" in its name is a folder."""
-    name, equals, path = argument.partition("=")
-    if not equals or Path(argument).exists():
-        return "", argument
-    if not name or not path:
-        raise RecipeError(f"compare: {argument!r} is not NAME=PATH")
-    return name, path
 
 
 def _scores(record: RunRecord) -> dict[tuple[str, str], TextScore]:
