@@ -116,7 +116,8 @@ def read_runs(arguments: Sequence[str]) -> list[tuple[str, RunRecord, dict[str, 
 def compare(runs: Sequence[tuple[str, RunRecord, Mapping[str, Any] | None]]) -> Comparison:
     """Runs of any models, recipes and texts; what may not be held against the first is marked.
 
-    Perplexities are comparable where model, text, its hash, windows and tokens are the same.
+    Perplexities are comparable where model, text, its hash, protocol, windows and tokens are the
+    same.
 
     Args:
         runs: label, record and resolved recipe of each; one or more.
@@ -161,6 +162,8 @@ def _unlike(run: ComparedRun, reference: ComparedRun, key: tuple[str, str]) -> I
     if here.sha256 != there.sha256:
         yield "another text under the same name"
     ours, theirs = here.quality, there.quality
+    if ours.protocol != theirs.protocol:
+        yield f"protocol {ours.protocol} and not {theirs.protocol}"
     if (ours.windows, ours.window) != (theirs.windows, theirs.window):
         yield f"{_windows(ours)} and not {_windows(theirs)}"
     elif ours.tokens != theirs.tokens:

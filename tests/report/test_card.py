@@ -184,6 +184,12 @@ def test_what_was_done_and_measured() -> None:
     assert "gptqmodel" not in text
 
 
+def test_how_the_text_was_cut_is_told() -> None:
+    assert "| 4 × 64 |" in card(record({}, [quality("docs", 9.0)]))
+    standard = record({}, [quality("docs", 9.0, protocol="standard")])
+    assert "| 4 × 64, standard protocol |" in card(standard)
+
+
 def test_what_was_not_measured_and_not_run_is_said() -> None:
     unproven = artefact().proof.model_copy(
         update={"status": "not run", "detail": "gptqmodel is not installed"}

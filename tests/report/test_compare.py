@@ -62,6 +62,10 @@ def test_equal_protocols_are_compared() -> None:
         (record({}, [quality("docs", 9.0)], hashes={"docs": "x"}), "another text under the same"),
         (record({}, [quality("docs", 9.0, windows=8)]), "8 windows of 64 tokens and not 4 windows"),
         (record({}, [quality("docs", 9.0, window=32)]), "4 windows of 32 tokens and not 4 windows"),
+        (
+            record({}, [quality("docs", 9.0, protocol="standard")]),
+            "protocol standard and not windows",
+        ),
         (record({}, [quality("docs", 9.0, tokens=256)]), "256 predicted tokens and not 252"),
         (record({}, [quality("docs", 9.0)], weights="b" * 64), "another model, which may cut"),
     ],

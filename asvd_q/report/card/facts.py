@@ -80,7 +80,8 @@ def quality_table(record: RunRecord) -> Table:
             (
                 one.corpus,
                 one.split,
-                f"{one.windows} × {one.window}",
+                f"{one.windows} × {one.window}"
+                + ("" if one.protocol == "windows" else f", {one.protocol} protocol"),
                 str(one.tokens),
                 "–" if before is None else f"{before.perplexity:.3f}",
                 f"{one.perplexity:.3f}",
