@@ -34,9 +34,11 @@ from benchmarks._studies import (
 )
 from benchmarks.common import known_names, names
 
-__all__ = ["PARTS", "main"]
+__all__ = ["PARTS", "SAMPLED_RATIO", "main"]
 
-_SAMPLED_RATIO = 0.8
+SAMPLED_RATIO = 0.8
+"""Kept of the models that differ in the number of calibration windows."""
+
 _RATIO, _SEARCHED = "decompose.kept_ratio", "search.kept_ratio"
 
 
@@ -62,7 +64,7 @@ def _samples(options: StudyOptions, recipe: dict[str, Any]) -> StudyRecord:
     own = options.own
     fields = {
         "name": f"Calibration windows of {_calibrated(options)}",
-        "set": {_SEARCHED if own.search else _RATIO: _SAMPLED_RATIO},
+        "set": {_SEARCHED if own.search else _RATIO: SAMPLED_RATIO},
         "vary": {"calibration.samples": list(map(int, own.counts))},
         "repeat": {"calibration.seed": list(map(int, own.seeds))},
         "plot": {"kind": "lines", "x": "calibration.samples"},

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.page import budget, codes, demo, loaders, low_rank, speed, studies, tasks, timing
 from benchmarks.page.result import Results
+from benchmarks.scaling import SAMPLED_RATIO
 
 __all__ = ["BLOCKS", "ENTRIES", "Block", "Entry", "claim_of", "entry_named", "title_of"]
 
@@ -288,7 +289,7 @@ BLOCKS: Mapping[str, Block] = {
         f"{name}-samples": Block(
             name,
             partial(studies.samples_table, name=name),
-            "Whitening at a kept ratio of 0.8, other windows for every seed.",
+            f"Whitening at a kept ratio of {SAMPLED_RATIO:g}, other windows for every seed.",
         )
         for name in ("scaling", "scaling-fast")
     },

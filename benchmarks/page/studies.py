@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.page.grid import CORPORA, bold, grid, percent, rise
 from benchmarks.page.result import Results
+from benchmarks.scaling import SAMPLED_RATIO
 
 __all__ = [
     "alphas_table",
@@ -140,8 +141,8 @@ def scaling_finding(results: Results, name: str) -> str:
     least, most = next(iter(found)), list(found)[-1]
     return (
         f"At kept {lowest:g}, each at its best power, the perplexity rises by {', '.join(words)}; "
-        f"by {percent(fmean(found[least]), 2)} with whitening on {least} windows, and by "
-        f"{percent(fmean(found[most]), 2)} on {most}."
+        f"at kept {SAMPLED_RATIO:g}, by {percent(fmean(found[least]), 2)} with whitening on "
+        f"{least} windows, and by {percent(fmean(found[most]), 2)} on {most}."
     )
 
 
