@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-__all__ = ["Bool", "Bos", "Count", "Number", "Section", "Text", "matches"]
+__all__ = ["Bool", "Bos", "Count", "Number", "Section", "ShortSection", "Text", "matches"]
 
 Text = Annotated[str, Field(strict=True, min_length=1)]
 Bool = Annotated[bool, Field(strict=True)]
@@ -29,6 +31,18 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         validate_default=False,
     )
+
+
+class ShortSection(Section):
+    """One that a plain string may stand for; what it means is the section's own validator's."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        mapping = handler.resolve_ref_schema(handler(core_schema))
+        mapping["type"] = ["object", "string"]
+        return mapping
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

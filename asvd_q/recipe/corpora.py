@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from asvd_q.recipe.base import Bool, Bos, Count, Number, Section, Text
+from asvd_q.recipe.base import Bool, Bos, Count, Number, Section, ShortSection, Text
 from asvd_q.recipe.named import NAMED
 from asvd_q.recipe.paths import resolve_path
 from asvd_q.recipe.tasks import TaskSection, distinct_tasks
@@ -74,7 +74,7 @@ def file_name(source: str) -> str:
     return stem.replace(PLACEHOLDER, "").strip("._-") or stem
 
 
-class CorpusSection(Section):
+class CorpusSection(ShortSection):
     """One corpus. A plain string is short for `{source: …}`."""
 
     source: Text
@@ -155,14 +155,6 @@ class CorpusSection(Section):
         if self.is_file:
             return (self.path, "")
         return (NAMED[self.source].hub_name if self.source in NAMED else self.source, self.split)
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        mapping = handler.resolve_ref_schema(handler(core_schema))
-        mapping["type"] = ["object", "string"]
-        return mapping
 
 
 class _Corpora(Section):

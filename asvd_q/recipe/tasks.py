@@ -7,15 +7,12 @@ from typing import Annotated, Any
 
 from pydantic import (
     Field,
-    GetJsonSchemaHandler,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 
-from asvd_q.recipe.base import Count, Section, Text
+from asvd_q.recipe.base import Count, ShortSection, Text
 from asvd_q.recipe.paths import resolve_path
 
 __all__ = ["BUILT_IN_TASKS", "CONTINUATION", "TASK_FILES", "TaskSection", "distinct_tasks"]
@@ -27,7 +24,7 @@ BUILT_IN_TASKS = (CONTINUATION,)
 TASK_FILES = (".yaml", ".yml")
 
 
-class TaskSection(Section):
+class TaskSection(ShortSection):
     """One task of lm-eval. A plain string is short for `{task: …}`."""
 
     task: Text
@@ -59,14 +56,6 @@ class TaskSection(Section):
     def name(self) -> str:
         """What it is called on the way: the name, or the file's without its ending."""
         return PurePath(self.task).stem if self.is_file else self.task
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        mapping = handler.resolve_ref_schema(handler(core_schema))
-        mapping["type"] = ["object", "string"]
-        return mapping
 
 
 def distinct_tasks(tasks: tuple[TaskSection, ...]) -> tuple[TaskSection, ...]:
