@@ -1,4 +1,4 @@
-"""The README's table of models, from what the tests here try: `python -m tests.families.table`."""
+"""The table of docs/models.md, from what the tests here try: `python -m tests.families.table`."""
 
 from __future__ import annotations
 

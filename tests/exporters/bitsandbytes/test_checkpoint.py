@@ -279,6 +279,7 @@ for name, (folder, trust) in jobs.items():
 """
 
 
+@pytest.mark.slow
 def test_transformers_without_this_package(tmp_path: Path) -> None:
     """On CPUs with AVX512-BF16 its layers compute in bfloat16, whatever the checkpoint says."""
     cases: dict[str, tuple[Any, bool, torch.dtype]] = {

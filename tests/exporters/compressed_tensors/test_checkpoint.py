@@ -260,6 +260,7 @@ for name, (folder, trust) in jobs.items():
 """
 
 
+@pytest.mark.slow
 def test_loaders_without_this_package(tmp_path: Path) -> None:
     """Stock transformers, in a process that cannot import ours; with and without the head."""
     stores = {

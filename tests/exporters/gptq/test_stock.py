@@ -62,6 +62,7 @@ def written(store: Store, folder: Path, **options: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_loaders_without_this_package(tmp_path: Path) -> None:
     asymmetric = QuantSpec(bits=4, group_size=-1, symmetric=False)
     partly = lambda name, shape: (None, INT4 if name.endswith("v_proj") else None)  # noqa: E731

@@ -272,6 +272,7 @@ def of_many_blocks(name: str) -> Choice:
     return Corrected(INT2, 9) if name.endswith("1.mlp.down_proj") else INT2
 
 
+@pytest.mark.slow
 def test_loaders_without_this_package(tmp_path: Path) -> None:
     """Stock transformers with PEFT, optimum and gptqmodel; ours cannot be imported there."""
     cases: dict[str, tuple[Callable[[str], Choice], dict[str, Any], str, float]] = {

@@ -1,4 +1,4 @@
-"""The README says of every model what the tests here try, and names what is refused."""
+"""The page of models says of every model what the tests here try, and names what is refused."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from tests.families.models import MODELS, NAMES
 from tests.families.table import table
 from tests.families.test_others import REFUSED
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 
 def test_the_table_of_models_is_what_is_tested() -> None:
     assert set(NAMES) == set(MODELS)
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     assert "\n".join(table()) in text, "python -m tests.families.table prints what belongs there"
 
 
 def test_what_is_refused_is_named() -> None:
-    text = " ".join(README.read_text(encoding="utf-8").split())
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
     for name in REFUSED:
         assert name in text, name
