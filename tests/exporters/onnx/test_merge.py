@@ -214,43 +214,47 @@ def _changed(name: str, **changes: object) -> list[Product]:
 
 
 @pytest.mark.parametrize(
-    "products",
+    ("odd", "changes"),
     [
-        _changed("k_proj", bits=8),
-        _changed("k_proj", bits=None),
-        _changed("v_proj", block=16),
-        _changed("q_proj", zero_points=False),
-        _changed("v_proj", bias=True),
-        _changed("v_proj", source="another"),
+        ("k_proj", {"bits": 8}),
+        ("k_proj", {"bits": None}),
+        ("v_proj", {"block": 16}),
+        ("q_proj", {"zero_points": False}),
+        ("v_proj", {"bias": True}),
+        ("v_proj", {"source": "another"}),
     ],
     ids=["bits", "floats", "blocks", "zero points", "a bias", "another input"],
 )
-def test_products_that_differ_stay_apart(products: list[Product]) -> None:
-    types, merged = _attend(*products)
-    assert merged == ()
-    assert len(types) == 4
+def test_a_product_that_differs_stays_apart(odd: str, changes: dict[str, object]) -> None:
+    products = _changed(odd, **changes)
+    types, (one,) = _attend(*products)
+    assert set(one.members) == {p.name for p in products if not p.name.endswith(odd)}
+    assert types.count("Split") == 1
+    assert len(types) == 4  # both products, what splits one of them, and attention
 
 
-def test_products_that_something_else_reads_stay_apart() -> None:
+def test_products_that_something_else_reads_are_split() -> None:
     products = _three()
     others = [
         _attention(*(product.result for product in products)),
         helper.make_node("Neg", [products[1].result], ["z"]),
     ]
-    _, merged = _merge(products, others, {"y": _HEADS * _WIDTH, "z": _ROWS["k_proj"]})
-    assert merged == ()
+    types, (one,) = _merge(products, others, {"y": _HEADS * _WIDTH, "z": _ROWS["k_proj"]})
+    assert list(one.members) == [product.name for product in products]
+    assert types.count("Split") == 1
 
 
-def test_products_that_attention_does_not_read_as_they_are_stay_apart() -> None:
+def test_products_that_attention_does_not_read_as_they_are_are_split() -> None:
     products = _three()
     queries, keys, values = (product.result for product in products)
     others = [helper.make_node("Neg", [queries], ["turned"]), _attention("turned", keys, values)]
-    _, merged = _merge(products, others, {"y": _HEADS * _WIDTH})
-    assert merged == ()
+    types, (one,) = _merge(products, others, {"y": _HEADS * _WIDTH})
+    assert list(one.members) == [product.name for product in products]
+    assert types.count("Split") == 1
 
 
-def _factors(*factors: Product) -> tuple[list[str], tuple[Merged, ...]]:
-    """Every B x is put out, as it is and negated."""
+def _put_out(*factors: Product) -> tuple[list[str], tuple[Merged, ...]]:
+    """Every product is read twice."""
     others = [
         helper.make_node(kind, [factor.result], [f"y{index}{kind}"])
         for index, factor in enumerate(factors)
@@ -264,20 +268,42 @@ def _factors(*factors: Product) -> tuple[list[str], tuple[Merged, ...]]:
 def test_factors_of_one_input_become_one_product(bits: int | None) -> None:
     first = Product("layers.3.mlp.gate_proj.BLinear", 24, bits, output="gate")
     second = Product("layers.3.mlp.up_proj.BLinear", 7, bits, output="up")
-    types, (one,) = _factors(first, second)
+    types, (one,) = _put_out(first, second)
     assert one.name == "layers.3.mlp.gate_proj.BLinear+up_proj.BLinear"
     assert one.members == {first.name: (0, 24), second.name: (24, 31)}
     assert types.count("MatMulNBits") + types.count("MatMul") == types.count("Split") == 1
 
 
-def test_factors_are_merged_with_those_of_their_kind_alone() -> None:
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_whole_matrices_of_codes_become_one_product_too(bits: int) -> None:
+    first = Product("layers.3.mlp.gate_proj", 24, bits, output="gate")
+    second = Product("layers.3.mlp.up_proj", 7, bits, output="up")
+    types, (one,) = _put_out(first, second)
+    assert one.name == "layers.3.mlp.gate_proj+up_proj"
+    assert one.members == {first.name: (0, 24), second.name: (24, 31)}
+    assert types.count("MatMulNBits") == types.count("Split") == 1
+
+
+def test_whole_matrices_of_floats_stay_apart() -> None:
+    _, merged = _put_out(Product("0.gate_proj", 24, None), Product("0.up_proj", 7, None))
+    assert merged == ()
+
+
+def test_a_product_that_the_graph_puts_out_stays_as_it_is() -> None:
+    products = [Product("0.up_proj", 16), Product("head", 24)]
+    others = [helper.make_node("Neg", [products[0].result], ["y"])]
+    _, merged = _merge(products, others, {"y": 16, "head": 24})
+    assert merged == ()
+
+
+def test_products_are_merged_with_those_of_their_kind_alone() -> None:
     odd = Product("0.v_proj.BLinear", 16, 8)
     elsewhere = Product("0.o_proj.BLinear", 16, source="another")
-    dense = Product("0.o_proj", 16)
-    pair = [Product("0.q_proj.BLinear", 16), Product("0.k_proj.BLinear", 24)]
-    _, (one,) = _factors(pair[0], odd, elsewhere, dense, pair[1])
-    assert one.members == {"0.q_proj.BLinear": (0, 16), "0.k_proj.BLinear": (16, 40)}
-    _, merged = _factors(odd, elsewhere, dense, pair[0])
+    floats = Product("0.o_proj", 16, None)
+    pair = [Product("0.q_proj.BLinear", 16), Product("0.k_proj", 24)]
+    _, (one,) = _put_out(pair[0], odd, elsewhere, floats, pair[1])
+    assert one.members == {"0.q_proj.BLinear": (0, 16), "0.k_proj": (16, 40)}
+    _, merged = _put_out(odd, elsewhere, floats, pair[0])
     assert merged == ()
 
 

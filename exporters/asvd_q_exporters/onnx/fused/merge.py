@@ -1,8 +1,9 @@
 """Products with the same input become one, where that saves time.
 
-Queries, keys and values that attention reads as they are come from one product then, and so do the
-B x of factors that read the same x. A matrix product is computed row by row, so the results are
-the same.
+Queries, keys and values that attention reads as they are come from one product then. So do other
+products of codes, gate and up among them, and the B x of factors that read the same x: their rows
+are split afterwards, which takes less than another product's rounding of x and its threads' start.
+A matrix product is computed row by row, so the results are the same.
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ def merge_products(graph: onnx_ir.Graph) -> tuple[Merged, ...]:
                 merged.append(one)
                 for index, value in enumerate((output, None, None)):  # packed
                     node.replace_input_with(index, value)
-    factors: dict[object, list[_Product]] = defaultdict(list)
+    alike: dict[object, list[_Product]] = defaultdict(list)
     for product in products:
-        if product.name.endswith(_FACTOR) and product.node.outputs[0].uses():
-            factors[id(product.node.inputs[0]), _settings(product)].append(product)
-    for group in factors.values():
+        if _may_be_split(product):
+            alike[id(product.node.inputs[0]), _settings(product)].append(product)
+    for group in alike.values():
         if len(group) > 1:
             one, output = _merge(graph, group)
             merged.append(one)
@@ -89,6 +90,13 @@ def _product(node: onnx_ir.Node) -> _Product | None:
 
 def _only_use(product: _Product) -> bool:
     return len(product.node.outputs[0].uses()) == 1
+
+
+def _may_be_split(product: _Product) -> bool:
+    """Whole matrices of floats are left: they are read for longer than a product takes to start."""
+    output = product.node.outputs[0]
+    worth = product.node.op_type == "MatMulNBits" or product.name.endswith(_FACTOR)
+    return worth and bool(output.uses()) and not output.is_graph_output()
 
 
 def _settings(product: _Product) -> tuple[object, ...]:
