@@ -65,6 +65,11 @@ class OnnxOptions(BaseModel):
         """Whether ONNX Runtime's operators for more than one step at a time may be used."""
         return self.operators == "contrib"
 
+    @property
+    def session_level(self) -> int | None:
+        """The accuracy level that a session has to be set to; None where the graph says it."""
+        return self.accuracy_level if self.operators == "standard" else None
+
 
 class OnnxExporter:
     """Writes a store as `model.onnx` in the layout that optimum gives to causal models.

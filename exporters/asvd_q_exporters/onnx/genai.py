@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from asvd_q.errors import ExportError
 from asvd_q_exporters.onnx.save import MODEL_FILE
+from asvd_q_exporters.onnx.session import LEVEL
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -103,7 +104,13 @@ def _facts(
     return GraphFacts(tokens, len(sizes) // 2, *sizes[0], vocabulary)
 
 
-def genai_text(source: SourceModel, facts: GraphFacts | None, *, share_buffer: bool) -> str | None:
+def genai_text(
+    source: SourceModel,
+    facts: GraphFacts | None,
+    *,
+    share_buffer: bool,
+    session_level: int | None = None,
+) -> str | None:
     """Content of `genai_config.json`; None of a model that GenAI cannot run.
 
     That is one whose keys and values differ in shape, and one whose configuration has no longest
@@ -112,6 +119,7 @@ def genai_text(source: SourceModel, facts: GraphFacts | None, *, share_buffer: b
     Args:
         facts: of the graph.
         share_buffer: past and present may lie in one buffer, as long as the longest text.
+        session_level: accuracy level that sessions have to be set to; None where the graph says it.
 
     Raises:
         ExportError: the model's generation_config.json cannot be read.
@@ -119,12 +127,23 @@ def genai_text(source: SourceModel, facts: GraphFacts | None, *, share_buffer: b
     config = source.config.get_text_config()
     if facts is None or not _says_enough(config):
         return None
-    found = genai_config(config, _generation(source), facts, share_buffer=share_buffer)
+    found = genai_config(
+        config,
+        _generation(source),
+        facts,
+        share_buffer=share_buffer,
+        session_level=session_level,
+    )
     return json.dumps(found, indent=2) + "\n"
 
 
 def genai_config(
-    config: Any, generation: Mapping[str, Any], facts: GraphFacts, *, share_buffer: bool
+    config: Any,
+    generation: Mapping[str, Any],
+    facts: GraphFacts,
+    *,
+    share_buffer: bool,
+    session_level: int | None = None,
 ) -> dict[str, Any]:
     """The file as a mapping.
 
@@ -132,7 +151,7 @@ def genai_config(
         config: the model's configuration, as transformers has it.
         generation: content of its generation_config.json, which goes first.
         facts: of the graph.
-        share_buffer: as `genai_text` takes it.
+        share_buffer, session_level: as `genai_text` takes them.
     """
 
     def tokens(name: str) -> list[int]:
@@ -146,6 +165,8 @@ def genai_config(
     # GenAI takes 0 where nothing stands, and reads a prompt only up to its last other token.
     padding = [*pad, *eos, -1][0]
     search = {key: generation.get(key) for key in _SEARCH}
+    # GenAI hands what it does not know itself to the session, as text.
+    level = {} if session_level is None else {LEVEL: str(session_level)}
     return {
         "model": {
             "type": _type(config),
@@ -156,7 +177,7 @@ def genai_config(
             "pad_token_id": padding,
             "decoder": {
                 "filename": MODEL_FILE,
-                "session_options": {"provider_options": []},
+                "session_options": {**level, "provider_options": []},
                 "head_size": facts.head_size,
                 "hidden_size": config.hidden_size,
                 "num_attention_heads": config.num_attention_heads,

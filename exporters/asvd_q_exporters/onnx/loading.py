@@ -107,8 +107,8 @@ def _snippets(folder: Path, options: OnnxOptions) -> Iterator[Snippet]:
 def _in_runtime(options: OnnxOptions, *, known: bool) -> str:
     """Any graph, whatever inputs it has; keys and values are copied for each token."""
     level = ""
-    if options.operators == "standard":  # a file cannot say it
-        entry = f'"{LEVEL}", "{options.accuracy_level}"'
+    if options.session_level is not None:
+        entry = f'"{LEVEL}", "{options.session_level}"'
         level = f"options.add_session_config_entry({entry})\n"
     return _RUNTIME % {
         "imports": "from transformers import AutoTokenizer\n" if known else "",

@@ -69,7 +69,12 @@ def artefact_bytes(plan: Plan, source: SourceModel, options: OnnxOptions) -> Art
     weights = {MODEL_FILE: model} | ({DATA_FILE: outside} if outside else {})
     others = {file.name: file.stat().st_size for file in source.companion_files()}
     others[CONFIG_FILE] = len(config_text(source).encode())
-    genai = genai_text(source, expected_facts(source, past, form), share_buffer=form.fused)
+    genai = genai_text(
+        source,
+        expected_facts(source, past, form),
+        share_buffer=form.fused,
+        session_level=options.session_level,
+    )
     if genai is not None:
         others[GENAI_FILE] = len(genai.encode())
     return ArtefactBytes(weights, others)

@@ -52,7 +52,12 @@ def write_artefact(store: Store, folder: Path, options: OnnxOptions) -> None:
     save(traced.model, folder, options.external_data)
     write_text(folder / CONFIG_FILE, config_text(store.source))
     facts = graph_facts(traced.model)
-    genai = genai_text(store.source, facts, share_buffer=traced.attention.fused)
+    genai = genai_text(
+        store.source,
+        facts,
+        share_buffer=traced.attention.fused,
+        session_level=options.session_level,
+    )
     if genai is not None:
         write_text(folder / GENAI_FILE, genai)
     for file in store.source.companion_files():

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from asvd_q.artefact import Runner
+from asvd_q.errors import ArtefactError
 from asvd_q.evaluation.generation import generate, generate_batch
 from asvd_q.evaluation.padding import pad_left
 from asvd_q.evaluation.torch_runner import TorchRunner
@@ -82,3 +83,27 @@ def test_a_sequence_may_fill_the_context(sizes: list[int], made: Export) -> None
     ids = tokens(2, _CONTEXT, vocabulary=320)
     found = in_parts(made.exporter.open(made.folder), ids, sizes)
     assert relative(found, reference_logits(made.store, ids)) < 1e-5
+
+
+def test_a_graph_takes_no_more_tokens_than_it_has_angles_for(mixed: Export) -> None:
+    """Beyond its table the operator would read what lies there, and say nothing."""
+    context = 128
+    assert mixed.store.source.config.max_position_embeddings == context
+    runner = mixed.exporter.open(mixed.folder)
+    ids = tokens(2, context + 1)
+    logits, cache = runner.forward(ids[:, :context])
+    assert torch.isfinite(logits).all()
+    words = "takes 128 tokens, which is the model's context, and would have to take 129: use fewer"
+    with pytest.raises(ArtefactError, match=words):
+        runner.forward(ids)
+    with pytest.raises(ArtefactError, match=words):
+        runner.forward(ids[:, context:], cache)
+    _, cache = runner.forward(ids[:, :100])
+    with pytest.raises(ArtefactError, match=words):
+        runner.forward(ids[:, 100:], cache)
+    with pytest.raises(ArtefactError, match=words):  # padding takes room in the mask and the cache
+        runner.forward(ids, None, torch.tensor([[0] * 9 + [1] * 120] * 2))
+    new = list(generate(runner, ids[0, :120].tolist(), max_new_tokens=9))  # the last is not read
+    assert len(new) == 9
+    with pytest.raises(ArtefactError, match=words):
+        list(generate(runner, ids[0, :120].tolist(), max_new_tokens=10))

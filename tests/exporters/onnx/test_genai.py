@@ -7,20 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import onnx_ir
 import onnxruntime_genai as genai
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from asvd_q.evaluation.generation import generate
 from asvd_q.models import SourceModel
-from asvd_q.plan import Plan, QuantSpec
-from asvd_q.store import Store, StoreHeader
+from asvd_q.plan import QuantSpec
 from asvd_q_exporters.onnx import OnnxOptions
 from asvd_q_exporters.onnx.genai import graph_facts
 from tests.exporters.onnx.conftest import Export, export
+from tests.exporters.onnx.genai_runs import assert_near, assert_same, in_genai, untouched
 from tests.exporters.sizes import assert_sizes
 from tests.families.models import MODELS, save_model
 from tests.support import WREN, hand_made_store
@@ -144,48 +142,3 @@ def test_longrope_starts_over_where_transformers_does(tmp_path: Path) -> None:
     assert found == expected
     kept = generate(made.exporter.open(made.folder), ids[0].tolist(), max_new_tokens=16)
     assert list(kept) != expected  # so that it shows
-
-
-def in_genai(
-    folder: Path, prompts: list[list[int]], count: int
-) -> tuple[list[list[int]], NDArray[np.float32]]:
-    """At most `count` tokens after each prompt, and logits (batch, tokens, vocabulary) of these.
-
-    The end of text counts, and is the last.
-    """
-    model = genai.Model(str(folder))
-    parameters = genai.GeneratorParams(model)
-    parameters.set_search_options(do_sample=False, batch_size=len(prompts))
-    generator = genai.Generator(model, parameters)
-    longest = max(map(len, prompts))
-    padding = json.loads((folder / "genai_config.json").read_text())["model"]["pad_token_id"]
-    rows = [prompt + [padding] * (longest - len(prompt)) for prompt in prompts]
-    generator.append_tokens(np.array(rows, np.int32))
-    logits = np.array(generator.get_output("logits"))
-    for _ in range(count):
-        if generator.is_done():
-            break
-        generator.generate_next_token()
-    found = [generator.get_sequence(row)[longest:].tolist() for row in range(len(prompts))]
-    return found, logits
-
-
-def untouched(model: Path, folder: Path, options: OnnxOptions) -> Export:
-    """A model exported as it is."""
-    source = SourceModel.open(str(model))
-    plan = Plan(float_type="float32", layers=())
-    header = StoreHeader(key="test", asvd_q="0", source=source.identity, plan=plan)
-    Store.create(folder / "store", header, source)
-    return export(Store.open(folder / "store", source), folder / "onnx", options)
-
-
-def assert_same(made: Export, ids: list[int]) -> None:
-    (found,), logits = in_genai(made.folder, [ids], 32)
-    runner = made.exporter.open(made.folder)
-    assert_near(logits[0], runner.forward(torch.tensor([ids]))[0][0].numpy())
-    assert len(found) > 4
-    assert found == list(generate(runner, ids, max_new_tokens=len(found)))
-
-
-def assert_near(one: NDArray[np.float32], other: NDArray[np.float32]) -> None:
-    assert np.linalg.norm(one.astype(np.float32) - other) <= 1e-6 * np.linalg.norm(other)
