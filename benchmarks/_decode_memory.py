@@ -13,6 +13,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from asvd_q.evaluation.memory import resident_memory, run_apart
@@ -25,16 +26,27 @@ __all__ = ["PROMPT", "peak_memory_bytes"]
 
 PROMPT, _TOKENS = 128, 16
 
+_PROCESSES = 3
+"""An odd number, whose median is one that was measured."""
+
 
 def peak_memory_bytes(artefact: Artefact, threads: int, tokens: int) -> int:
     """Of an artefact in ONNX Runtime or torch, over a prompt of so many tokens.
+
+    The median of some processes, one after the other: where the allocator gets its pages decides
+    upon a few, and a process that shares a library's pages with others tells fewer.
 
     Raises:
         ResourceError: with the last line of what the process said.
     """
     facts = "torch" if artefact.facts is None else json.dumps(asdict(artefact.facts))
     module = "benchmarks._decode_memory"
-    return int(run_apart(module, artefact.folder, threads, facts, tokens))
+    return int(
+        median(
+            int(run_apart(module, artefact.folder, threads, facts, tokens))
+            for _ in range(_PROCESSES)
+        )
+    )
 
 
 def _measured(folder: Path, threads: int, facts: str, tokens: int) -> int:

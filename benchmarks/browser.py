@@ -9,7 +9,7 @@ CPU.
 The model is compressed to low-rank factors with RTN codes, or with NF4, and exported, once with
 embedding and output head in codes too, and once with standard operators alone; npm installs the
 packages of the example into a temporary folder. The claim is judged where both runtimes compute in
-float32 (level 0, with standard operators too, and NF4), and the script ends with status 1 where it
+float32 (level 0, with standard operators too, and NF4), and the script ends with status 3 where it
 does not hold. Elsewhere the tokens before the first that differs are only reported: at level 4 the
 CPU's kernels round activations to int8 and those of WebAssembly do not, and float16 is rounded in
 other places. The prompt's tokens have to be equal in every case.
@@ -55,6 +55,7 @@ from asvd_q.statistics.windows import calibration_windows
 from asvd_q.store import Store
 from asvd_q_exporters.onnx.runner import OnnxRunner
 from benchmarks._chromium import BrowserError, Page, find_browser, open_page
+from benchmarks._claims import end_claim_failed
 from benchmarks._compressions import BASE, RANK_MULTIPLE, merged
 from benchmarks.common import Bench, Options, known_names, write_json
 
@@ -166,7 +167,7 @@ def main() -> None:
     _show(rows)
     wrong = [f"{row.case} after {row.prompt!r}" for row in rows if not row.holds]
     if wrong:
-        sys.exit(f"the browser gives other tokens: {', '.join(wrong)}")
+        end_claim_failed(f"the browser gives other tokens: {', '.join(wrong)}")
 
 
 def equal_before(expected: list[int], tokens: list[int]) -> int:

@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.page import budget, codes, demo, loaders, low_rank, speed, studies, tasks, timing
+from benchmarks.page import (
+    budget,
+    codes,
+    decoding,
+    demo,
+    loaders,
+    low_rank,
+    speed,
+    studies,
+    tasks,
+    timing,
+)
 from benchmarks.page.result import Results
 from benchmarks.scaling import SAMPLED_RATIO
 
@@ -32,7 +43,7 @@ class Entry:
         setting: words behind the script's title, where it has several entries.
         needs: what has to be there beside the repository and the texts.
         keeps: the script has --append, so that an interrupted run goes on.
-        judges: the script ends with status 1 where a claim does not hold, everything written.
+        judges: the script ends with `CLAIM_FAILED` where a claim does not hold, everything written.
     """
 
     name: str
@@ -221,8 +232,8 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         "decode",
         "decode",
-        speed.decode_finding,
-        ("decode", "decode-widths"),
+        decoding.decode_finding,
+        ("decode", "decode-forms", "decode-widths", "decode-sweep"),
         ("--artefacts", "{work}/artefacts"),
         needs="the extra `genai`",
         judges=True,
@@ -301,9 +312,22 @@ BLOCKS: Mapping[str, Block] = {
     "kernels": Block("kernel_times", speed.kernel_table),
     "gptq-speed": Block("gptq_speed", speed.gptq_table),
     "budget-onnx": Block("budget_onnx", speed.budget_onnx_table),
-    "decode": Block("decode", speed.decode_table),
+    "decode": Block(
+        "decode", decoding.decode_table, "More than 1 is faster, and less memory, than GenAI's."
+    ),
+    "decode-forms": Block(
+        "decode",
+        decoding.forms_table,
+        "Decoding over dense codes in 4 bits, beside what the bytes allow that a token reads.",
+    ),
     "decode-widths": Block(
-        "decode", speed.widths_table, "Decoding, factors over dense codes, both in 4 bits."
+        "decode", decoding.widths_table, "Decoding, factors over dense codes, both in 4 bits."
+    ),
+    "decode-sweep": Block(
+        "decode",
+        decoding.sweep_table,
+        "Time to the first token, and tokens per second of all sequences together: GenAI's graph, "
+        "and how many times as fast the others are.",
     ),
     "parity": Block("parity", loaders.parity_table),
     "families": Block("parity", loaders.families_table),
