@@ -15,8 +15,9 @@ CPU's kernels round activations to int8 and those of WebAssembly do not, and flo
 other places. The prompt's tokens have to be equal in every case.
 
 A text that repeats itself hides differences, so every case continues several prompts, and the
-table has the number of distinct tokens. Prompts are the outer loop: what else the machine does
-falls on all cases. Speeds are medians, with the slowest and the fastest.
+table has the number of distinct tokens. Unless prompts are given, the last of them is of as many
+tokens as the model's context leaves room for; its speed is told apart. Prompts are the outer loop:
+what else the machine does falls on all cases. Speeds are medians, with the slowest and the fastest.
 
 Needs node, npm and Chromium, and ends with status 2 where one is missing, or the
 page's packages cannot be had.
@@ -37,6 +38,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from textwrap import shorten
 from typing import Any
 from urllib.parse import urlencode
 
@@ -46,6 +48,7 @@ from rich.console import Console
 from asvd_q.evaluation.generation import generate
 from asvd_q.exporting import ARTEFACTS, export_store, make_exporter
 from asvd_q.models import SourceModel
+from asvd_q.models.context import context_length
 from asvd_q.process import settle_process
 from asvd_q.recipe import CorpusSection
 from asvd_q.report.run import versions
@@ -79,7 +82,19 @@ _QUANTIZE: Mapping[str, Mapping[str, Any]] = {
 }
 """By what cases call them; `whole` has the embedding and the head in codes too."""
 
+_SHORT = 64
+"""Tokens."""
+
 _PROOF = 2, 96
+_SPARE = 16
+"""Tokens: a text that is decoded and encoded again may have some more."""
+
+_CONTEXT = 1024
+"""Of a model that sets no bound."""
+
+_CHARACTERS = 16
+"""More than a token of the text has."""
+
 _SECONDS = 120.0
 _PHONE = {"width": 390, "height": 720}
 _STATE = "document.getElementById('output')?.dataset.state"
@@ -105,10 +120,11 @@ CASES = {
     "level 4": Case("rtn", False),
     "NF4": Case("nf4", True),
     "embedding, head": Case("whole", True, {"accuracy_level": 0}),
+    "embedding, head, data": Case("whole", True, {"accuracy_level": 0, "external_data": True}),
     "standard": Case("rtn", True, {"accuracy_level": 0, "operators": "standard"}),
     "float16": Case("rtn", False, {"accuracy_level": 0, "dtype": "float16"}),
 }
-"""By what the table calls them. The first has its weights in a file of their own."""
+"""By what the table calls them. The first, and the one of "data", have weights in a second file."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +133,8 @@ class Row:
 
     Attributes:
         expected, tokens: greedy, of ONNX Runtime on the CPU and of the page.
+        prompt_tokens: of the prompt.
+        long: whether there are so many that its speed is told apart.
         before: tokens before the first that differs.
         tokens_per_second: after the first; None where there is no second.
         native_tokens_per_second: of ONNX Runtime on the CPU, with the threads that it takes.
@@ -125,6 +143,8 @@ class Row:
     case: str
     exact: bool
     prompt: str
+    prompt_tokens: int
+    long: bool
     prompt_equal: bool
     expected: list[int]
     tokens: list[int]
@@ -158,14 +178,14 @@ def main() -> None:
         example = _install(folder / "example")
         exports = dict(_export(options, folder / "run"))
         with open_page(browser, folder / "profile") as page:
-            for prompt in options.prompt or _PROMPTS:
+            for prompt in options.prompt or (*_PROMPTS, _long_prompt(options)):
                 for name, artefact in exports.items():
                     rows.append(_row(name, artefact, prompt, example, page, options))
     if options.json is not None:
         content = {"versions": versions(), "tokens": options.tokens}
         write_json(options.json, content | {"rows": [asdict(row) for row in rows]})
     _show(rows)
-    wrong = [f"{row.case} after {row.prompt!r}" for row in rows if not row.holds]
+    wrong = [f"{row.case} after {shorten(row.prompt, 40)!r}" for row in rows if not row.holds]
     if wrong:
         end_claim_failed(f"the browser gives other tokens: {', '.join(wrong)}")
 
@@ -233,6 +253,16 @@ def _export(options: Namespace, folder: Path) -> Iterator[tuple[str, Path]]:
         yield name, folder / ARTEFACTS / label
 
 
+def _long_prompt(options: Namespace) -> str:
+    """Text that leaves little more of the model's context than what is generated."""
+    source = SourceModel.open(str(options.model))
+    context = context_length(source.config.to_dict()) or _CONTEXT
+    corpus = load_corpus(CorpusSection(source="python-docs", split="test"))
+    ids = source.tokenizer(corpus.text[: _CHARACTERS * context])["input_ids"]
+    text: str = source.tokenizer.decode(ids[: context - options.tokens - _SPARE])
+    return text
+
+
 def _row(
     name: str, artefact: Path, prompt: str, example: Path, page: Page, options: Namespace
 ) -> Row:
@@ -251,6 +281,8 @@ def _row(
         case=name,
         exact=CASES[name].exact,
         prompt=prompt,
+        prompt_tokens=len(ids),
+        long=len(ids) > _SHORT,
         prompt_equal=found["promptTokens"] == ids,
         expected=expected,
         tokens=found["tokens"],
@@ -324,13 +356,17 @@ def _show(rows: list[Row]) -> None:
                 f"{sum(row.before for row in here)} of {sum(len(row.expected) for row in here)}",
                 f"{sum(row.tokens == row.expected for row in here)} of {len(here)}",
                 str(len({token for row in here for token in row.tokens})),
-                _speed(row.tokens_per_second for row in here),
-                _speed(row.native_tokens_per_second for row in here),
+                _speed(row.tokens_per_second for row in here if not row.long),
+                _speed(row.native_tokens_per_second for row in here if not row.long),
+                _speed(row.tokens_per_second for row in here if row.long),
                 f"{median(row.prefill_seconds for row in here):.2f} s",
                 f"{median(row.load_seconds for row in here):.2f} s",
             )
         )
-    columns = ("case", "equal tokens", "texts", "distinct", "tokens/s", "CPU", "first", "load")
+    columns = (
+        *("case", "equal tokens", "texts", "distinct", "tokens/s", "CPU"),
+        *("tokens/s, long", "first", "load"),
+    )
     title = f"{rows[0].runtime}, threads {rows[0].threads}"
     print_table(Console(), Table(title, columns, tuple(cells)))
 

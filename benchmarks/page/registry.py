@@ -13,6 +13,7 @@ from benchmarks.page import (
     codes,
     decoding,
     demo,
+    elsewhere,
     loaders,
     low_rank,
     speed,
@@ -254,6 +255,24 @@ ENTRIES: tuple[Entry, ...] = (
         needs="llm-compressor in an environment of its own, for one row",
     ),
     Entry(
+        "optimum",
+        "optimum_runtime",
+        elsewhere.optimum_finding,
+        ("optimum",),
+        ("--make-environment", "{work}/environment"),
+        needs="a package registry, for an environment with optimum",
+        judges=True,
+    ),
+    Entry(
+        "openvino",
+        "openvino_runtime",
+        elsewhere.openvino_finding,
+        ("openvino",),
+        ("--make-environment", "{work}/environment"),
+        needs="a package registry, for an environment with OpenVINO",
+        judges=True,
+    ),
+    Entry(
         "browser",
         "browser",
         loaders.browser_finding,
@@ -332,6 +351,12 @@ BLOCKS: Mapping[str, Block] = {
     "parity": Block("parity", loaders.parity_table),
     "families": Block("parity", loaders.families_table),
     "stacking": Block("stacking", loaders.stacking_table),
+    "optimum": Block(
+        "optimum",
+        elsewhere.optimum_table,
+        "With IO binding and without, together; of random models both forms together.",
+    ),
+    "openvino": Block("openvino", elsewhere.openvino_table),
     "browser": Block("browser", loaders.browser_table),
 }
 """Tables by name."""

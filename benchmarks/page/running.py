@@ -33,7 +33,7 @@ def command_of(entry: Entry) -> str:
     """What repeats an entry, with DIR for folders of the user's own."""
     shown = []
     for argument in entry.arguments:
-        known = argument in ("{data}", "{work}/artefacts", "{work}/cache")
+        known = argument == "{data}" or argument.startswith("{work}/")
         shown.append("DIR" if known else argument.replace("{", "").replace("}", ".json"))
     words = ["python", "-m", f"benchmarks.{entry.module}", *_without_cache(shown)]
     return " ".join(words)

@@ -191,12 +191,71 @@ BROWSER = {
             "case": "level 0",
             "exact": True,
             "expected": [1, 2],
+            "prompt_tokens": length,
+            "long": length > 64,
             "tokens": tokens,
             "before": before,
             "tokens_per_second": speed,
         }
-        for tokens, before, speed in (([1, 2], 2, 70.0), ([1, 3], 1, 60.0))
+        for tokens, before, length, speed in (
+            ([1, 2], 2, 5, 70.0),
+            ([1, 3], 1, 7, 60.0),
+            ([1, 2], 2, 900, 10.0),
+        )
     ]
+}
+
+
+def optimum(model: str, form: str, **changed: Any) -> dict[str, Any]:
+    fields = {
+        "model": model,
+        "form": form,
+        "binding": True,
+        "failed": None,
+        "logits_error": 0.0,
+        "tokens": 4,
+        "alone_equal": 4,
+        "batch_equal": 4,
+        "tie": None,
+        "pipelines": {},
+        "shapes_set": False,
+        "agrees": True,
+    }
+    return fields | changed
+
+
+OPTIMUM = {
+    "versions": {"optimum-onnx": "0.1.0", "transformers": "4", "onnxruntime": "1"},
+    "rows": [
+        optimum("wren", "ASVD, float16", pipelines={"transformers": True, "optimum": True}),
+        optimum(
+            "wren",
+            "ASVD, float16",
+            pipelines={"transformers": True, "optimum": False},
+            batch_equal=3,
+            tie=0.125,
+            agrees=False,
+        ),
+        optimum("gemma2", "ASVD", shapes_set=True),
+        optimum("gemma2", "ASVD + RTN 4", shapes_set=True, logits_error=2e-6),
+        optimum("opt", "ASVD", failed="ValueError: no", logits_error=None, agrees=False),
+    ],
+}
+
+OPENVINO = {
+    "version": "2026.4.1",
+    "tokens": 96,
+    "found": [
+        {
+            "activations": activations,
+            "error": error,
+            "same": same,
+            "seconds": 0.01,
+            "weights": {"i4": 40, "f32": 2},
+            "version": "2026.4.1",
+        }
+        for activations, error, same in (("as they are", 1e-6, 1.0), ("by default", 1e-2, 0.975))
+    ],
 }
 
 DEMO = [
@@ -352,6 +411,8 @@ NUMBERS: dict[str, Result] = {
         {"points": [{"shape": [4, 8], "seconds": {"float": 3e-6, "4 bits": 1e-6}, "ratio": 3.0}]}
     ),
     "latency": result(LATENCY),
+    "openvino": result(OPENVINO),
+    "optimum": result(OPTIMUM),
     "parity": result(PARITY),
     "tasks": result(TASKS),
     "stacking": result(STACKING),

@@ -255,7 +255,7 @@ def test_claims_hold_up_to_what_is_granted() -> None:
         _point("ASVD 0.5 + int4", "wren", ratio_to_int4=0.5, **half),
     ]
     found = claims(points)
-    # 1 percent less is granted to a speed, 3 are not; nothing to memory, a tenth or a hundredth.
+    # 1 percent less is granted to a speed, 3 are not; to memory not even one.
     assert [claim.holds for claim in found] == [True, False, False, True, False]
     nearly = [points[0], _point("GenAI int4", "wide", peak_memory_bytes=99)]
     assert [claim.holds for claim in claims(nearly)] == [True, False, False]

@@ -21,6 +21,8 @@ PENDING = {
     "decode",
     "factor_ablation",
     "kernel_times",
+    "openvino",
+    "optimum",
     "parity",
     "stacking",
 }

@@ -70,7 +70,17 @@ CELLS = {
     "exact": ("parity", "| ASVD | `transformers` | torch | 0 | 0 |"),
     "families": ("families", "| ASVD | `onnx` | torch | 2 | 1.0e-03 to 2.0e-03 | 1.0e-05 |"),
     "stacking": ("stacking", "| ASVD 0.8 + GPTQ 4 | – | 44.00 |"),
-    "browser": ("browser", "| level 0 | 3 of 4 | 1 of 2 | 65 (60 to 70) |"),
+    "browser": ("browser", "| level 0 | 5 of 6 | 2 of 3 | 65 (60 to 70) | 10 |"),
+    "optimum": (
+        "optimum",
+        "| wren | ASVD, float16 | guessed | 0 | 8 of 8 | 7 of 8 | 0.125 | transformers |",
+    ),
+    "optimum families": (
+        "optimum",
+        "| gemma2 | ASVD and ASVD + RTN 4 | set | 2.0e-06 | 8 of 8 | 8 of 8 | – | – |",
+    ),
+    "optimum failures": ("optimum", "| opt | ASVD | failed: ValueError: no | – |"),
+    "openvino": ("openvino", "| by default | 1.0e-02 | 97.5 % | 2 f32, 40 i4 |"),
     "demo": ("demo", "| ASVD | 1.00 MiB | 1.00 MiB | 1.000 | 91.50 | 1.0e-06 | 1.25× |"),
     "onnx": ("budget-onnx", "| budget 4 | 1.00 MiB | 1.00 MiB | 90.90 | 0.90× |"),
     "gptq": ("gptq-speed", "| 4 × 8 | 1.000 s | 2.000 s | 2.00 | 100.00 % | 1.0000 |"),
