@@ -15,7 +15,7 @@ CPU's kernels round activations to int8 and those of WebAssembly do not, and flo
 other places. The prompt's tokens have to be equal in every case.
 
 A text that repeats itself hides differences, so every case continues several prompts, and the
-table has the number of distinct tokens. Unless prompts are given, the last of them is of as many
+table has the number of distinct tokens. Unless prompts are given, the first of them is of as many
 tokens as the model's context leaves room for; its speed is told apart. Prompts are the outer loop:
 what else the machine does falls on all cases. Speeds are medians, with the slowest and the fastest.
 
@@ -33,9 +33,9 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from textwrap import shorten
@@ -57,12 +57,12 @@ from asvd_q.statistics.corpora import load_corpus
 from asvd_q.statistics.windows import calibration_windows
 from asvd_q.store import Store
 from asvd_q_exporters.onnx.runner import OnnxRunner
+from benchmarks._browser_cases import CASES
 from benchmarks._chromium import BrowserError, Page, find_browser, open_page
 from benchmarks._claims import end_claim_failed
-from benchmarks._compressions import BASE, RANK_MULTIPLE, merged
 from benchmarks.common import Bench, Options, known_names, write_json
 
-__all__ = ["CASES", "Case", "Row", "equal_before", "main"]
+__all__ = ["CASES", "Row", "equal_before", "main"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _EXAMPLE = _ROOT / "examples" / "browser"
@@ -74,16 +74,8 @@ _PROMPTS = (
     "import os\n\ndef",
 )
 _WINDOWS, _WINDOW, _SEED = 16, 256, 233
-_FACTORS = {"decompose": {"kept_ratio": 0.8, "rank_multiple": RANK_MULTIPLE}}
-_QUANTIZE: Mapping[str, Mapping[str, Any]] = {
-    "rtn": {"method": "rtn", "bits": 4},
-    "whole": {"method": "rtn", "bits": 4, "embedding": {"bits": 8}, "head": {"bits": 8}},
-    "nf4": {"method": "nf4", "clip": None},
-}
-"""By what cases call them; `whole` has the embedding and the head in codes too."""
-
 _SHORT = 64
-"""Tokens."""
+"""Tokens of a prompt, up to which its speed is told with the others'."""
 
 _PROOF = 2, 96
 _SPARE = 16
@@ -101,37 +93,11 @@ _STATE = "document.getElementById('output')?.dataset.state"
 
 
 @dataclass(frozen=True)
-class Case:
-    """An export.
-
-    Attributes:
-        quantize: name of its settings in `_QUANTIZE`.
-        options: of the ONNX format.
-        exact: whether both runtimes compute alike, so that tokens have to be equal.
-    """
-
-    quantize: str
-    exact: bool
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-CASES = {
-    "level 0": Case("rtn", True, {"accuracy_level": 0, "external_data": True}),
-    "level 4": Case("rtn", False),
-    "NF4": Case("nf4", True),
-    "embedding, head": Case("whole", True, {"accuracy_level": 0}),
-    "embedding, head, data": Case("whole", True, {"accuracy_level": 0, "external_data": True}),
-    "standard": Case("rtn", True, {"accuracy_level": 0, "operators": "standard"}),
-    "float16": Case("rtn", False, {"accuracy_level": 0, "dtype": "float16"}),
-}
-"""By what the table calls them. The first, and the one of "data", have weights in a second file."""
-
-
-@dataclass(frozen=True)
 class Row:
     """One artefact and one prompt in the browser.
 
     Attributes:
+        title: the case in words.
         expected, tokens: greedy, of ONNX Runtime on the CPU and of the page.
         prompt_tokens: of the prompt.
         long: whether there are so many that its speed is told apart.
@@ -141,6 +107,7 @@ class Row:
     """
 
     case: str
+    title: str
     exact: bool
     prompt: str
     prompt_tokens: int
@@ -178,7 +145,7 @@ def main() -> None:
         example = _install(folder / "example")
         exports = dict(_export(options, folder / "run"))
         with open_page(browser, folder / "profile") as page:
-            for prompt in options.prompt or (*_PROMPTS, _long_prompt(options)):
+            for prompt in options.prompt or (_long_prompt(options), *_PROMPTS):
                 for name, artefact in exports.items():
                     rows.append(_row(name, artefact, prompt, example, page, options))
     if options.json is not None:
@@ -239,8 +206,7 @@ def _export(options: Namespace, folder: Path) -> Iterator[tuple[str, Path]]:
     for name in options.cases:
         case = CASES[name]
         if case.quantize not in stores:
-            sections = merged(BASE, _FACTORS | {"quantize": _QUANTIZE[case.quantize]})
-            stores[case.quantize] = bench.compress(sections, folder / case.quantize, tokens)
+            stores[case.quantize] = bench.compress(case.sections, folder / case.quantize, tokens)
         label = name.replace(", ", "-").replace(" ", "-")
         export_store(
             stores[case.quantize],
@@ -279,6 +245,7 @@ def _row(
                 page.screenshot(options.screenshots / f"{artefact.name}-{scheme}.png")
     return Row(
         case=name,
+        title=CASES[name].title,
         exact=CASES[name].exact,
         prompt=prompt,
         prompt_tokens=len(ids),

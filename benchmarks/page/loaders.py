@@ -116,7 +116,7 @@ def browser_table(results: Results) -> str:
     longest = max(row["prompt_tokens"] for row in content["rows"])
     cases: dict[str, list[Row]] = {}
     for row in content["rows"]:
-        cases.setdefault(row["case"], []).append(row)
+        cases.setdefault(row["title"], []).append(row)
     return grid(
         (
             *("export", "equal before the first that differs", "equal texts"),

@@ -189,6 +189,7 @@ BROWSER = {
     "rows": [
         {
             "case": "level 0",
+            "title": "RTN 4 bits, level 0",
             "exact": True,
             "expected": [1, 2],
             "prompt_tokens": length,

@@ -115,6 +115,7 @@ def test_a_row_holds_where_its_tokens_have_to_be_equal_and_are(
 ) -> None:
     row = browser.Row(
         case="",
+        title="",
         exact=exact,
         prompt="",
         prompt_tokens=2,
@@ -132,6 +133,19 @@ def test_a_row_holds_where_its_tokens_have_to_be_equal_and_are(
         native_tokens_per_second=None,
     )
     assert row.holds == holds
+
+
+def test_a_case_says_what_it_is() -> None:
+    titles = [case.title for case in browser.CASES.values()]
+    assert titles == [
+        "RTN 4 bits, level 0, `external_data: true`",
+        "RTN 4 bits, level 4",
+        "NF4",
+        "RTN 4 bits, embedding and head in 8, level 0",
+        "RTN 4 bits, embedding and head in 8, level 0, `external_data: true`",
+        "RTN 4 bits, level 0, `operators: standard`",
+        "RTN 4 bits, level 0, `dtype: float16`",
+    ]
 
 
 def test_the_long_prompt_leaves_room_for_what_is_generated() -> None:

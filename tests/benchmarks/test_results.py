@@ -70,7 +70,7 @@ CELLS = {
     "exact": ("parity", "| ASVD | `transformers` | torch | 0 | 0 |"),
     "families": ("families", "| ASVD | `onnx` | torch | 2 | 1.0e-03 to 2.0e-03 | 1.0e-05 |"),
     "stacking": ("stacking", "| ASVD 0.8 + GPTQ 4 | – | 44.00 |"),
-    "browser": ("browser", "| level 0 | 5 of 6 | 2 of 3 | 65 (60 to 70) | 10 |"),
+    "browser": ("browser", "| RTN 4 bits, level 0 | 5 of 6 | 2 of 3 | 65 (60 to 70) | 10 |"),
     "optimum": (
         "optimum",
         "| wren | ASVD, float16 | guessed | 0 | 8 of 8 | 7 of 8 | 0.125 | transformers |",
