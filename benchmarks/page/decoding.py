@@ -48,7 +48,7 @@ def forms_table(results: Results) -> str:
     found = {(point.name, point.model): point for point in points}
     rows = []
     for name in dict.fromkeys(point.name for point in points):
-        cells = []
+        cells: list[str] = []
         for model in models:
             point = found.get((name, model))
             pair = (None, None) if point is None else (point.ratio_to_int4, point.allowed_ratio)
