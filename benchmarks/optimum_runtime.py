@@ -1,7 +1,7 @@
 """Whether optimum's `ORTModelForCausalLM` computes what an ONNX artefact computes here.
 
 Claim: optimum computes from an artefact what our own runner does: the same logits, the same greedy
-tokens, alone and in a padded batch, and the same texts in its pipelines.
+tokens, in a padded batch too but for ties, and the same texts in its pipelines.
 
     python -m benchmarks.optimum_runtime (--python PATH | --make-environment DIR)
                                          [--model DIR] [--families all|none|NAME,…]

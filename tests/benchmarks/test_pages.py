@@ -21,8 +21,6 @@ PENDING = {
     "decode",
     "factor_ablation",
     "kernel_times",
-    "openvino",
-    "optimum",
     "parity",
     "stacking",
 }
