@@ -14,6 +14,9 @@ __all__ = ["Claim", "claims"]
 _NOISE = 0.02
 """By which the ratio of one graph's speeds to its own differs from 1."""
 
+_MEMORY_NOISE = 0.002
+"""The same of its memory, see `_decode_memory`."""
+
 _SHARE = 0.85
 """Of what the bytes allow."""
 
@@ -67,7 +70,7 @@ def _of_model(points: dict[str, Point], model: str) -> Iterator[Claim]:
             yield Claim(text=text, value=value, least=1, granted=_NOISE)
         memory = peer.peak_memory_bytes / ours.peak_memory_bytes
         text = f"{model}: memory of {PEER} over {INT4}"
-        yield Claim(text=text, value=memory, least=1, granted=_NOISE)
+        yield Claim(text=text, value=memory, least=1, granted=_MEMORY_NOISE)
     if model != _WIDE:
         return
     for point in points.values():

@@ -18,7 +18,7 @@ __all__ = ["allowed_ratio", "sizes", "speed", "sweep"]
 
 _SWEEP_WIDTH = 1024
 _BATCHES, _CONTEXTS = (1, 4, 8), (32, 512, 1024)
-_SWEEP_ROUNDS, _SIZES_SECONDS = 2, 5
+_SWEEP_ROUNDS, _SIZES_SECONDS = 3, 5
 _SIZES_KEPT = (0.8, 0.5)
 
 
@@ -65,6 +65,8 @@ def sweep(forms: Mapping[str, Variant], workshop: Workshop, options: Namespace) 
                     context=context,
                     first_token_seconds=one.prefill_seconds,
                     decode_tokens_per_second=batch / one.decode_seconds,
+                    first_token_ratio_to_genai_int4=ratio(times[PEER].prefill, one.prefill),
+                    decode_ratio_to_genai_int4=ratio(times[PEER].decode, one.decode),
                 )
                 for name, one in times.items()
             ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Point", "Step", "Width"]
+__all__ = ["Point", "Step", "Width", "paying_width"]
 
 
 class _Numbers(BaseModel):
@@ -23,7 +25,8 @@ class Point(_Numbers):
             of 128 tokens.
         bytes: of the weights' files.
         token_bytes: of the matrices that a decoded token reads; None for torch.
-        peak_memory_bytes: while it is loaded and decodes, beyond what its imports take.
+        peak_memory_bytes: while it is loaded and decodes, beyond what its imports take; the median
+            of three processes.
         ratio_to_genai_int4: decoding speed over that of the peer's graph in the same rounds; None
             where it was not measured. `prefill_ratio_to_genai_int4` is the same of the prompt.
         ratio_to_int4: decoding speed over that of our own dense codes in 4 bits.
@@ -54,6 +57,8 @@ class Step(_Numbers):
         batch, context: sequences at once, and tokens of each one's prompt.
         first_token_seconds: from the prompts to the token after them.
         decode_tokens_per_second: of all sequences together.
+        first_token_ratio_to_genai_int4, decode_ratio_to_genai_int4: how many times as fast as the
+            peer's graph, in the same rounds.
     """
 
     name: str
@@ -61,6 +66,8 @@ class Step(_Numbers):
     context: int
     first_token_seconds: float
     decode_tokens_per_second: float
+    first_token_ratio_to_genai_int4: float
+    decode_ratio_to_genai_int4: float
 
 
 class Width(_Numbers):
@@ -78,3 +85,14 @@ class Width(_Numbers):
     ratio: float
     allowed_ratio: float
     dense_tokens_per_second: float
+
+
+def paying_width(widths: Iterable[Width], kept_ratio: float) -> int | None:
+    """The smallest width from which on factors are always faster; None where there is none."""
+    first: int | None = None
+    here = [one for one in widths if one.kept_ratio == kept_ratio]
+    for one in sorted(here, key=lambda one: -one.width):
+        if one.ratio <= 1:
+            break
+        first = one.width
+    return first

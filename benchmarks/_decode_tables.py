@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from asvd_q.report.tables import Table, size
-from benchmarks._decode_points import Point, Step, Width
+from benchmarks._decode_points import Point, Step, Width, paying_width
 
 __all__ = ["size_table", "speed_table", "sweep_table"]
 
@@ -78,13 +78,7 @@ def size_table(widths: Sequence[Width]) -> Table:
 
 
 def _start(widths: Sequence[Width], kept: float) -> str:
-    """The smallest width from which on all are faster."""
-    here = sorted((one for one in widths if one.kept_ratio == kept), key=lambda one: -one.width)
-    first: int | None = None
-    for one in here:
-        if one.ratio <= 1:
-            break
-        first = one.width
+    first = paying_width(widths, kept)
     return "never faster" if first is None else f"faster from {first} on"
 
 

@@ -1,12 +1,38 @@
-"""Runs a script of ours in an environment that has other packages than this one."""
+"""Environments that have other packages than this one, and scripts of ours in them."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import venv
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-__all__ = ["run_elsewhere"]
+__all__ = ["add_environment_options", "interpreter", "run_elsewhere"]
+
+
+def add_environment_options(parser: ArgumentParser, package: str) -> None:
+    """`--python` and `--make-environment`, one of which has to be given."""
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--python", type=Path, help=f"an interpreter that has {package}")
+    where.add_argument("--make-environment", type=Path, metavar="DIR", help="create one there")
+
+
+def interpreter(options: Namespace, requirements: Path) -> Path:
+    """The one that the options name, or that of an environment created or completed there.
+
+    Args:
+        requirements: file of pinned packages.
+    """
+    if options.python is not None:
+        named: Path = options.python
+        return named
+    venv.create(options.make_environment, with_pip=True)
+    python: Path = options.make_environment / "bin" / "python"
+    install = ("-m", "pip", "install", "--quiet", "--requirement", str(requirements))
+    subprocess.run([python, *install], check=True)
+    return python
 
 
 def run_elsewhere(

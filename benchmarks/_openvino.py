@@ -5,8 +5,8 @@
 FEEDS.npz has token ids (batch, tokens) and `prompt`, how many of them are read at once; the rest
 follow one by one. GROUP is OpenVINO's own setting for activations that it rounds to int8: how many
 share a scale, 0 to round none, and -1 to leave it as it comes. RESULTS.npz gets the logits
-(batch, tokens, vocabulary), seconds per token after the prompt, and the type of the weights that
-every product of a matrix reads.
+(batch, tokens, vocabulary), seconds per token after the prompt, the type of the weights that every
+product of a matrix reads, and OpenVINO's version.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def main() -> None:
         logits=np.concatenate(parts, axis=1),
         seconds=np.median(seconds[1:]),
         kinds=[kind for kind in kinds if kind],
+        version=openvino.__version__,
     )
 
 

@@ -1,9 +1,10 @@
 """What optimum's `ORTModelForCausalLM` makes of artefacts, in a Python that has it and not asvd_q.
 
-    python -P benchmarks/_optimum.py REQUEST.json FOLDER OUT.npz [FOLDER OUT.npz …]
+    python -P benchmarks/_optimum.py REQUEST.json
 
-REQUEST.json has `texts`, their token `ids`, and the number of tokens to generate, `new`. A folder
-that cannot be loaded or run has the error in its OUT.npz.
+REQUEST.json has the number of tokens to generate, `new`, and `artefacts`: of each its `folder`, the
+file that it is `out` to be written to, the `ids` of prompts, and their `texts`, without which no
+pipeline is run. A folder that cannot be loaded or run has the error in its file.
 """
 
 from __future__ import annotations
@@ -24,18 +25,20 @@ _PACKAGES = ("optimum", "optimum-onnx", "transformers", "onnxruntime", "torch")
 Found = tuple[str, NDArray[Any]]
 
 
-def _used(folder: Path, request: dict[str, Any]) -> Iterator[Found]:
+def _used(artefact: dict[str, Any], new: int) -> Iterator[Found]:
     from optimum.onnxruntime import ORTModelForCausalLM
 
+    folder = Path(artefact["folder"])
     for name, binding in (("off", False), ("on", True)):
         model = ORTModelForCausalLM.from_pretrained(
             folder, use_cache=True, use_io_binding=binding, local_files_only=True
         )
         model.generation_config.eos_token_id = None  # so that all texts have one length
         yield "shapes_set", np.array(_take_shapes(model))
-        for what, array in _generated(model, request["ids"], request["new"]):
+        for what, array in _generated(model, artefact["ids"], new):
             yield f"{name}.{what}", array
-    yield from _pipelines(folder, model, request)
+    if artefact["texts"]:
+        yield from _pipelines(folder, model, artefact["texts"], new)
 
 
 def _take_shapes(model: Any) -> bool:
@@ -75,7 +78,7 @@ def _generated(model: Any, rows: list[list[int]], new: int) -> Iterator[Found]:
     yield "batch", greedy(padded, mask)
 
 
-def _pipelines(folder: Path, model: Any, request: dict[str, Any]) -> Iterator[Found]:
+def _pipelines(folder: Path, model: Any, texts: list[str], new: int) -> Iterator[Found]:
     """Greedy tokens (texts, new) of transformers' pipeline around a model, and of optimum's."""
     from optimum.onnxruntime import pipeline as optimum_pipeline
     from transformers import PreTrainedTokenizerFast, pipeline
@@ -88,30 +91,29 @@ def _pipelines(folder: Path, model: Any, request: dict[str, Any]) -> Iterator[Fo
             "text-generation", model=str(folder), tokenizer=tokenizer
         ),
     }
-    new = request["new"]
     for name, make in makers.items():
         run = make()
         _take_shapes(run.model)
         run.model.generation_config.eos_token_id = None
         tokens = [
             run(text, max_new_tokens=new, do_sample=False, pad_token_id=0, return_tensors=True)
-            for text in request["texts"]
+            for text in texts
         ]
         yield f"pipeline.{name}", np.array([row[0]["generated_token_ids"][-new:] for row in tokens])
 
 
 def main() -> None:
-    path, *pairs = sys.argv[1:]
+    (path,) = sys.argv[1:]
     request = json.loads(Path(path).read_text())
     versions = json.dumps({name: version(name) for name in _PACKAGES})
-    for folder, out in zip(pairs[::2], pairs[1::2], strict=True):
+    for artefact in request["artefacts"]:
         found: dict[str, Any]
         try:
-            found = dict(_used(Path(folder), request))
+            found = dict(_used(artefact, request["new"]))
         except Exception as error:  # whatever is raised is what the table shows
             lines = str(error).strip().splitlines()
             found = {"error": f"{type(error).__name__}: {lines[0] if lines else ''}"}
-        np.savez(out, versions=versions, **found)
+        np.savez(artefact["out"], versions=versions, **found)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,15 @@ CPU.
 The model is compressed to low-rank factors with RTN codes, or with NF4, and exported, once with
 embedding and output head in codes too, and once with standard operators alone; npm installs the
 packages of the example into a temporary folder. The claim is judged where both runtimes compute in
-float32 (level 0, with standard operators too, and NF4), and the script ends with status 1 where it
+float32 (level 0, with standard operators too, and NF4), and the script ends with status 3 where it
 does not hold. Elsewhere the tokens before the first that differs are only reported: at level 4 the
 CPU's kernels round activations to int8 and those of WebAssembly do not, and float16 is rounded in
 other places. The prompt's tokens have to be equal in every case.
 
 A text that repeats itself hides differences, so every case continues several prompts, and the
-table has the number of distinct tokens. Prompts are the outer loop: what else the machine does
-falls on all cases. Speeds are medians, with the slowest and the fastest.
+table has the number of distinct tokens. Unless prompts are given, the first of them is of as many
+tokens as the model's context leaves room for; its speed is told apart. Prompts are the outer loop:
+what else the machine does falls on all cases. Speeds are medians, with the slowest and the fastest.
 
 Needs node, npm and Chromium, and ends with status 2 where one is missing, or the
 page's packages cannot be had.
@@ -32,11 +33,12 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from textwrap import shorten
 from typing import Any
 from urllib.parse import urlencode
 
@@ -46,6 +48,7 @@ from rich.console import Console
 from asvd_q.evaluation.generation import generate
 from asvd_q.exporting import ARTEFACTS, export_store, make_exporter
 from asvd_q.models import SourceModel
+from asvd_q.models.context import context_length
 from asvd_q.process import settle_process
 from asvd_q.recipe import CorpusSection
 from asvd_q.report.run import versions
@@ -54,11 +57,12 @@ from asvd_q.statistics.corpora import load_corpus
 from asvd_q.statistics.windows import calibration_windows
 from asvd_q.store import Store
 from asvd_q_exporters.onnx.runner import OnnxRunner
+from benchmarks._browser_cases import CASES
 from benchmarks._chromium import BrowserError, Page, find_browser, open_page
-from benchmarks._compressions import BASE, RANK_MULTIPLE, merged
+from benchmarks._claims import end_claim_failed
 from benchmarks.common import Bench, Options, known_names, write_json
 
-__all__ = ["CASES", "Case", "Row", "equal_before", "main"]
+__all__ = ["CASES", "Row", "equal_before", "main"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _EXAMPLE = _ROOT / "examples" / "browser"
@@ -70,44 +74,22 @@ _PROMPTS = (
     "import os\n\ndef",
 )
 _WINDOWS, _WINDOW, _SEED = 16, 256, 233
-_FACTORS = {"decompose": {"kept_ratio": 0.8, "rank_multiple": RANK_MULTIPLE}}
-_QUANTIZE: Mapping[str, Mapping[str, Any]] = {
-    "rtn": {"method": "rtn", "bits": 4},
-    "whole": {"method": "rtn", "bits": 4, "embedding": {"bits": 8}, "head": {"bits": 8}},
-    "nf4": {"method": "nf4", "clip": None},
-}
-"""By what cases call them; `whole` has the embedding and the head in codes too."""
+_SHORT = 64
+"""Tokens of a prompt, up to which its speed is told with the others'."""
 
 _PROOF = 2, 96
+_SPARE = 16
+"""Tokens: a text that is decoded and encoded again may have some more."""
+
+_CONTEXT = 1024
+"""Of a model that sets no bound."""
+
+_CHARACTERS = 16
+"""More than a token of the text has."""
+
 _SECONDS = 120.0
 _PHONE = {"width": 390, "height": 720}
 _STATE = "document.getElementById('output')?.dataset.state"
-
-
-@dataclass(frozen=True)
-class Case:
-    """An export.
-
-    Attributes:
-        quantize: name of its settings in `_QUANTIZE`.
-        options: of the ONNX format.
-        exact: whether both runtimes compute alike, so that tokens have to be equal.
-    """
-
-    quantize: str
-    exact: bool
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-CASES = {
-    "level 0": Case("rtn", True, {"accuracy_level": 0, "external_data": True}),
-    "level 4": Case("rtn", False),
-    "NF4": Case("nf4", True),
-    "embedding, head": Case("whole", True, {"accuracy_level": 0}),
-    "standard": Case("rtn", True, {"accuracy_level": 0, "operators": "standard"}),
-    "float16": Case("rtn", False, {"accuracy_level": 0, "dtype": "float16"}),
-}
-"""By what the table calls them. The first has its weights in a file of their own."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +97,21 @@ class Row:
     """One artefact and one prompt in the browser.
 
     Attributes:
+        title: the case in words.
         expected, tokens: greedy, of ONNX Runtime on the CPU and of the page.
+        prompt_tokens: of the prompt.
+        long: whether there are so many that its speed is told apart.
         before: tokens before the first that differs.
         tokens_per_second: after the first; None where there is no second.
         native_tokens_per_second: of ONNX Runtime on the CPU, with the threads that it takes.
     """
 
     case: str
+    title: str
     exact: bool
     prompt: str
+    prompt_tokens: int
+    long: bool
     prompt_equal: bool
     expected: list[int]
     tokens: list[int]
@@ -157,16 +145,16 @@ def main() -> None:
         example = _install(folder / "example")
         exports = dict(_export(options, folder / "run"))
         with open_page(browser, folder / "profile") as page:
-            for prompt in options.prompt or _PROMPTS:
+            for prompt in options.prompt or (_long_prompt(options), *_PROMPTS):
                 for name, artefact in exports.items():
                     rows.append(_row(name, artefact, prompt, example, page, options))
     if options.json is not None:
         content = {"versions": versions(), "tokens": options.tokens}
         write_json(options.json, content | {"rows": [asdict(row) for row in rows]})
     _show(rows)
-    wrong = [f"{row.case} after {row.prompt!r}" for row in rows if not row.holds]
+    wrong = [f"{row.case} after {shorten(row.prompt, 40)!r}" for row in rows if not row.holds]
     if wrong:
-        sys.exit(f"the browser gives other tokens: {', '.join(wrong)}")
+        end_claim_failed(f"the browser gives other tokens: {', '.join(wrong)}")
 
 
 def equal_before(expected: list[int], tokens: list[int]) -> int:
@@ -218,8 +206,7 @@ def _export(options: Namespace, folder: Path) -> Iterator[tuple[str, Path]]:
     for name in options.cases:
         case = CASES[name]
         if case.quantize not in stores:
-            sections = merged(BASE, _FACTORS | {"quantize": _QUANTIZE[case.quantize]})
-            stores[case.quantize] = bench.compress(sections, folder / case.quantize, tokens)
+            stores[case.quantize] = bench.compress(case.sections, folder / case.quantize, tokens)
         label = name.replace(", ", "-").replace(" ", "-")
         export_store(
             stores[case.quantize],
@@ -230,6 +217,16 @@ def _export(options: Namespace, folder: Path) -> Iterator[tuple[str, Path]]:
             options=case.options,
         )
         yield name, folder / ARTEFACTS / label
+
+
+def _long_prompt(options: Namespace) -> str:
+    """Text that leaves little more of the model's context than what is generated."""
+    source = SourceModel.open(str(options.model))
+    context = context_length(source.config.to_dict()) or _CONTEXT
+    corpus = load_corpus(CorpusSection(source="python-docs", split="test"))
+    ids = source.tokenizer(corpus.text[: _CHARACTERS * context])["input_ids"]
+    text: str = source.tokenizer.decode(ids[: context - options.tokens - _SPARE])
+    return text
 
 
 def _row(
@@ -248,8 +245,11 @@ def _row(
                 page.screenshot(options.screenshots / f"{artefact.name}-{scheme}.png")
     return Row(
         case=name,
+        title=CASES[name].title,
         exact=CASES[name].exact,
         prompt=prompt,
+        prompt_tokens=len(ids),
+        long=len(ids) > _SHORT,
         prompt_equal=found["promptTokens"] == ids,
         expected=expected,
         tokens=found["tokens"],
@@ -323,13 +323,17 @@ def _show(rows: list[Row]) -> None:
                 f"{sum(row.before for row in here)} of {sum(len(row.expected) for row in here)}",
                 f"{sum(row.tokens == row.expected for row in here)} of {len(here)}",
                 str(len({token for row in here for token in row.tokens})),
-                _speed(row.tokens_per_second for row in here),
-                _speed(row.native_tokens_per_second for row in here),
+                _speed(row.tokens_per_second for row in here if not row.long),
+                _speed(row.native_tokens_per_second for row in here if not row.long),
+                _speed(row.tokens_per_second for row in here if row.long),
                 f"{median(row.prefill_seconds for row in here):.2f} s",
                 f"{median(row.load_seconds for row in here):.2f} s",
             )
         )
-    columns = ("case", "equal tokens", "texts", "distinct", "tokens/s", "CPU", "first", "load")
+    columns = (
+        *("case", "equal tokens", "texts", "distinct", "tokens/s", "CPU"),
+        *("tokens/s, long", "first", "load"),
+    )
     title = f"{rows[0].runtime}, threads {rows[0].threads}"
     print_table(Console(), Table(title, columns, tuple(cells)))
 

@@ -48,7 +48,7 @@ def _row(
         forms[layer.form] = forms.get(layer.form, 0) + 1
     return {
         "name": name,
-        "bytes": artefact.bytes,
+        "bytes": artefact.weight_bytes,
         "peak_memory_bytes": peak,
         "perplexity": {quality.corpus: quality.perplexity for quality in record.quality},
         "logit_error": artefact.proof.relative_error,

@@ -182,7 +182,7 @@ def _row(case: Case, record: RunRecord, timing: Timing, dense: Timing) -> Row:
 def _table(rows: list[Row]) -> Table:
     corpora = list(rows[0].perplexity)
     columns = (
-        *("model", "ONNX file", "layers", "kept"),
+        *("model", "ONNX folder", "layers", "kept"),
         *(f"{name} ppl" for name in corpora),
         *("logit difference", "decode"),
     )
@@ -207,8 +207,8 @@ def _footnote(records: dict[str, RunRecord]) -> str:
     return (
         f"Perplexity in windows of {quality[0].window} tokens ({tokens}), by the store's own "
         "runner.\n"
-        "ONNX file: everything in the artefact folder, of which embedding and tokenizer are "
-        "8.5 MiB where it is in floating point.\n"
+        "ONNX folder: everything in it, of which embedding and tokenizer are 8.5 MiB where the "
+        "embedding is in floating point.\n"
         "layers: those that the recipe may change, unquantized ones in the source's bfloat16, "
         "embedding and head in the last two. logit difference: artefact in ONNX Runtime "
         "against the store, relative, at the\n"

@@ -9,13 +9,12 @@ Claim: a large matrix in 4-bit codes takes less time per decoded token than in f
 Shapes are out × in: those of the model's linear layers and its head, and whatever is given. Times
 are those that `budget.decode_speed` counts, in microseconds for one row; the last column is the
 time in floating point divided by that in 4-bit codes. The claim is judged for shapes of a million
-weights and more, and the script ends with status 1 where it does not hold.
+weights and more, and the script ends with status 3 where it does not hold.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from asvd_q.models import SourceModel
@@ -24,6 +23,7 @@ from asvd_q.plan import QuantSpec
 from asvd_q.process import settle_process
 from asvd_q.report.tables import Table
 from asvd_q_exporters.onnx import OnnxExporter, OnnxOptions
+from benchmarks._claims import end_claim_failed
 from benchmarks.common import finish
 
 __all__ = ["forms", "main", "measure"]
@@ -98,7 +98,7 @@ def main() -> None:
     finish(options, Table(title, ("out × in", *specs, "float / 4 bits"), rows), content)
     if slower:
         names = ", ".join(f"{rows} × {columns}" for rows, columns in slower)
-        sys.exit(f"4 bits are no faster than floating point for {names}")
+        end_claim_failed(f"4 bits are no faster than floating point for {names}")
 
 
 if __name__ == "__main__":

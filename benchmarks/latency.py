@@ -10,14 +10,13 @@ The bundled model as it is, with the factors of the shipped recipes, with GPTQ c
 with both; each from its store in torch, where codes are floating point again, and from its ONNX
 artefact. All take turns within every round. A ratio is how many times as fast a model is as the
 dense one in the same runtime, the median over the rounds of each round's own. The runs are those of
-`benchmarks.demo`, in runs/demo; what is not there yet is made. The script ends with status 1 where
+`benchmarks.demo`, in runs/demo; what is not there yet is made. The script ends with status 3 where
 the claim does not hold.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from asvd_q.progress import silent
 from asvd_q.report.run import RunRecord
 from asvd_q.report.tables import Table
 from asvd_q.speed import models_speed
+from benchmarks._claims import end_claim_failed
 from benchmarks.common import finish, names
 from benchmarks.demo import CASES, folder_of, make, ranks_of
 
@@ -163,7 +163,7 @@ def main() -> None:
         and point.decode_ratio <= 1
     ]
     if slower:
-        sys.exit(f"no faster in {ONNX} than the dense model: {', '.join(slower)}")
+        end_claim_failed(f"no faster in {ONNX} than the dense model: {', '.join(slower)}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
 """Whether optimum's `ORTModelForCausalLM` computes what an ONNX artefact computes here.
 
+Claim: optimum computes from an artefact what our own runner does: the same logits, the same greedy
+tokens, in a padded batch too but for ties, and the same texts in its pipelines.
+
     python -m benchmarks.optimum_runtime (--python PATH | --make-environment DIR)
-                                         [--model DIR] [--json FILE] [ARTEFACT …]
+                                         [--model DIR] [--families all|none|NAME,…]
+                                         [--json FILE] [ARTEFACT …]
 
 optimum-onnx wants an older transformers than this project, so it runs in an environment of its
 own: `--make-environment` creates it from `benchmarks/optimum-requirements.txt`, `--python` names
-the interpreter of one that is there. Without artefacts the model is compressed in several ways and
-exported. Every artefact is loaded as its users load it, with IO binding and without:
+the interpreter of one that is there. Without artefacts the model is compressed and exported in
+several forms, and so are small random models of the families. Every artefact is loaded as its users
+load it, with IO binding and without:
 
     logits      ‖logits − those of our runner‖ / ‖those of our runner‖, the longest prompt
     greedy      of the tokens that `generate` adds to each prompt alone, how many are our runner's
@@ -15,22 +20,20 @@ exported. Every artefact is loaded as its users load it, with IO binding and wit
     tie         how far apart the two tokens are, of that place, for our runner: in standard
                 deviations of the logits. Products over several rows add up in another order, which
                 decides between tokens that are as good as equal
-    pipelines   text-generation pipelines, of transformers and of optimum, with equal tokens
+    pipelines   text-generation pipelines, of transformers and of optimum, with equal tokens; not of
+                random models, whose tokenizers know no words
     past        `set` where the shape of an empty past, which optimum guesses from the type of the
                 model, had to be given to it: its `num_key_value_heads` and `embed_size_per_head`
 
-Our runner gets each prompt alone. The exit code is 1 where anything differs, but for ties of less
-than 0.2.
+Our runner gets each prompt alone. The script ends with status 3 where anything differs, but for
+ties of less than 0.2.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
-import venv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,27 +46,19 @@ from numpy.typing import NDArray
 from asvd_q.evaluation.generation import generate
 from asvd_q.metrics import relative_error
 from asvd_q.opening import open_anything
-from asvd_q.pipeline import run
-from asvd_q.progress import silent
-from asvd_q.recipe import load_recipe
 from asvd_q.report.tables import Table
-from benchmarks._elsewhere import run_elsewhere
-from benchmarks._points import tell
-from benchmarks.common import finish
+from benchmarks._claims import end_claim_failed
+from benchmarks._elsewhere import add_environment_options, interpreter, run_elsewhere
+from benchmarks._families import FAMILIES
+from benchmarks._optimum_artefacts import Made, bundled, given, random_families
+from benchmarks.common import finish, known_names
 
-__all__ = ["Reference", "Row", "compare", "main", "make_environment"]
+__all__ = ["Reference", "Row", "compare", "main"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _REQUIREMENTS = Path(__file__).with_name("optimum-requirements.txt")
 _SCRIPT = Path(__file__).with_name("_optimum.py")
 _SECONDS = 600
-
-_PROMPTS = (
-    "Once upon a time",
-    "def read_lines(path):\n",
-    "The string method returns a copy of the string in which each character has been mapped, and",
-)
-"""Of different lengths: a batch of them is padded."""
 
 _NEW = 32
 _BOUND = 1e-5
@@ -73,37 +68,17 @@ _TIE = 0.2
 """Of a batch. Where activations are rounded to int8, a sum that comes out differently moves single
 logits by some hundredths, as between a prefill and the same tokens one by one."""
 
-_COMMON = (
-    "evaluate=null",
-    "search=null",
-    "calibration.corpora=[python-docs]",
-    "calibration.samples=8",
-    "calibration.window=256",
-)
-_KEPT = "decompose.kept_ratio=0.8"
-_FLOAT16 = "export=[{format: onnx, dtype: float16}]"
-_CASES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "ASVD": ("wren-asvd.yaml", (*_COMMON, _KEPT)),
-    "ASVD + RTN 4": ("wren-asvd-rtn4.yaml", (*_COMMON, _KEPT)),
-    "ASVD + RTN 4, float16": ("wren-asvd-rtn4.yaml", (*_COMMON, _KEPT, _FLOAT16)),
-    "GPTQ 4": ("wren-gptq4.yaml", _COMMON),
-    "NF4": ("wren-nf4.yaml", ("evaluate=null",)),
-}
-"""By what the table calls them: a shipped recipe and what is changed of it, for a quick run."""
-
 
 @dataclass(frozen=True)
 class Reference:
     """What our runner makes of the prompts.
 
     Attributes:
-        ids: tokens of every prompt.
         logits: float32 (1, tokens, vocabulary) of the longest.
         greedy: int64 (prompts, new tokens), each prompt alone.
         steps: float32 (prompts, new tokens, vocabulary), the logits that those were chosen by.
     """
 
-    ids: list[list[int]]
     logits: NDArray[np.float32]
     greedy: NDArray[np.int64]
     steps: NDArray[np.float32]
@@ -114,6 +89,7 @@ class Row:
     """One artefact in optimum.
 
     Attributes:
+        model, form: whose artefact; which, empty where the command line names a folder.
         binding: whether IO binding was on; None where nothing could be run.
         tokens: generated by each way of generating.
         alone_equal, batch_equal: how many of them are the reference's; of a batch, before the
@@ -124,6 +100,7 @@ class Row:
     """
 
     model: str
+    form: str
     binding: bool | None
     failed: str | None = None
     logits_error: float | None = None
@@ -146,19 +123,12 @@ class Row:
         )
 
 
-def make_environment(folder: Path) -> Path:
-    """Create an environment with optimum, or complete one that is there; its interpreter."""
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    install = ("-m", "pip", "install", "--quiet", "--requirement", str(_REQUIREMENTS))
-    subprocess.run([python, *install], check=True)
-    return python
-
-
-def compare(model: str, found: Mapping[str, NDArray[Any]], reference: Reference) -> Iterator[Row]:
+def compare(
+    model: str, form: str, found: Mapping[str, NDArray[Any]], reference: Reference
+) -> Iterator[Row]:
     """Rows of what `_optimum.py` wrote of one artefact."""
     if "error" in found:
-        yield Row(model, None, failed=str(found["error"]))
+        yield Row(model, form, None, failed=str(found["error"]))
         return
     pipelines = {
         name.removeprefix("pipeline."): bool(np.array_equal(tokens, reference.greedy))
@@ -170,6 +140,7 @@ def compare(model: str, found: Mapping[str, NDArray[Any]], reference: Reference)
         equal, gaps = zip(*_until_another(found[f"{name}.batch"], reference), strict=True)
         yield Row(
             model,
+            form,
             binding,
             logits_error=relative_error(logits, torch.from_numpy(found[f"{name}.logits"])),
             tokens=reference.greedy.size,
@@ -193,46 +164,40 @@ def _until_another(batch: NDArray[Any], reference: Reference) -> Iterator[tuple[
         yield place, float((ours - theirs) / steps[place].std())
 
 
-def _artefacts(options: Any, folder: Path) -> dict[str, Path]:
-    """Those that the command line names, or some of the model."""
+def _made(options: Any, folder: Path) -> list[Made]:
+    """Those that the command line names, or the model's and the families'."""
     if options.artefacts:
-        return {str(path): path for path in options.artefacts}
-    made = {}
-    for name, (recipe, overrides) in _CASES.items():
-        tell(name)
-        output = folder / name.replace(" ", "-")
-        settings = (f"model.path={options.model}", f"output={output}", *overrides)
-        run(load_recipe(_ROOT / "recipes" / recipe, ("export=[{format: onnx}]", *settings)), silent)
-        made[name] = output / "artefacts" / "onnx"
-    return made
+        return [given(path) for path in options.artefacts]
+    families = random_families(options.families, folder / "families")
+    return [*bundled(options.model, folder / "given"), *families]
 
 
-def _reference(artefact: Path) -> Reference:
-    opened = open_anything(artefact)
-    ids = [opened.tokenizer(text)["input_ids"] for text in _PROMPTS]
-    logits, _ = opened.runner.forward(torch.tensor([max(ids, key=len)]))
-    greedy = [list(generate(opened.runner, row, max_new_tokens=_NEW)) for row in ids]
+def _reference(made: Made) -> Reference:
+    opened = open_anything(made.folder)
+    logits, _ = opened.runner.forward(torch.tensor([max(made.ids, key=len)]))
+    greedy = [list(generate(opened.runner, row, max_new_tokens=_NEW)) for row in made.ids]
     steps = []
-    for row, new in zip(ids, greedy, strict=True):
+    for row, new in zip(made.ids, greedy, strict=True):
         scored, _ = opened.runner.forward(torch.tensor([row + new]))
         steps.append(scored[0, len(row) - 1 : -1].numpy())
-    return Reference(ids, logits.numpy(), np.array(greedy), np.stack(steps))
+    return Reference(logits.numpy(), np.array(greedy), np.stack(steps))
 
 
-def _in_optimum(
-    python: Path, artefacts: Sequence[Path], ids: list[list[int]], folder: Path
-) -> list[dict[str, NDArray[Any]]]:
+def _in_optimum(python: Path, made: Sequence[Made], folder: Path) -> list[dict[str, NDArray[Any]]]:
     """What `_optimum.py` writes of every artefact.
 
     Raises:
         RuntimeError: it ended without writing anything.
     """
     request = folder / "request.json"
-    request.write_text(json.dumps({"texts": _PROMPTS, "ids": ids, "new": _NEW}))
-    outs = [folder / f"{number}.npz" for number in range(len(artefacts))]
-    pairs = [str(path) for pair in zip(artefacts, outs, strict=True) for path in pair]
+    outs = [str(folder / f"{number}.npz") for number in range(len(made))]
+    artefacts = [
+        {"folder": str(one.folder), "out": out, "ids": one.ids, "texts": one.texts}
+        for one, out in zip(made, outs, strict=True)
+    ]
+    request.write_text(json.dumps({"new": _NEW, "artefacts": artefacts}))
     run_elsewhere(
-        [python, "-P", _SCRIPT, request, *pairs],
+        [python, "-P", _SCRIPT, request],
         "optimum's environment",
         environment={"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
         timeout=_SECONDS,
@@ -249,12 +214,13 @@ def _table(rows: Sequence[Row]) -> Table:
 
     return Table(
         "ORTModelForCausalLM beside our own runner",
-        ("model", "IO binding", "past", "logits", "greedy", "batch", "tie", "pipelines"),
+        ("model", "form", "IO binding", "past", "logits", "greedy", "batch", "tie", "pipelines"),
         tuple(
-            (row.model, "–", "–", "failed", "–", "–", "–", "–")
+            (row.model, row.form, "–", "–", "failed", "–", "–", "–", "–")
             if row.logits_error is None
             else (
                 row.model,
+                row.form,
                 "on" if row.binding else "off",
                 "set" if row.shapes_set else "guessed",
                 f"{row.logits_error:.1e}",
@@ -268,37 +234,42 @@ def _table(rows: Sequence[Row]) -> Table:
     )
 
 
+def _families(text: str) -> tuple[str, ...]:
+    whole = {"all": tuple(FAMILIES), "none": ()}
+    return whole[text] if text in whole else known_names(text, FAMILIES)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--python", type=Path, help="an interpreter that has optimum-onnx")
-    where.add_argument("--make-environment", type=Path, metavar="DIR", help="create one there")
+    add_environment_options(parser, "optimum-onnx")
     parser.add_argument("--model", type=Path, default=_ROOT / "tests/data/wren")
+    parser.add_argument("--families", type=_families, default=tuple(FAMILIES))
     parser.add_argument("--json", type=Path, help="where the numbers go")
     parser.add_argument("artefacts", type=Path, nargs="*", help="ONNX artefacts to open instead")
     options = parser.parse_args()
-    python = options.python or make_environment(options.make_environment)
+    python = interpreter(options, _REQUIREMENTS)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        artefacts = _artefacts(options, folder)
-        references = {name: _reference(path) for name, path in artefacts.items()}
-        ids = next(iter(references.values())).ids
-        written = _in_optimum(python, list(artefacts.values()), ids, folder)
+        made = _made(options, folder)
+        references = [_reference(one) for one in made]
+        written = _in_optimum(python, made, folder)
     rows = [
         row
-        for (name, reference), found in zip(references.items(), written, strict=True)
-        for row in compare(name, found, reference)
+        for one, reference, found in zip(made, references, written, strict=True)
+        for row in compare(one.model, one.form, found, reference)
     ]
     versions = json.loads(str(written[0]["versions"]))
-    finish(options, _table(rows), {"versions": versions, "rows": [asdict(row) for row in rows]})
+    numbers = [asdict(row) | {"agrees": row.agrees} for row in rows]
+    finish(options, _table(rows), {"versions": versions, "rows": numbers})
     for row in rows:
         if row.failed:
-            print(f"{row.model}: {row.failed}")
+            print(f"{row.model}, {row.form}: {row.failed}")
     print(", ".join(f"{name} {number}" for name, number in versions.items()))
-    if not all(row.agrees for row in rows):
-        sys.exit(1)
+    different = dict.fromkeys(f"{row.model}, {row.form}" for row in rows if not row.agrees)
+    if different:
+        end_claim_failed(f"optimum computes something else: {'; '.join(different)}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def demo_table(results: Results) -> str:
     corpora = list(rows[0]["perplexity"])
     return grid(
         (
-            *("model", "ONNX file", "layers", "kept"),
+            *("model", "ONNX folder", "layers", "kept"),
             *(f"{name} perplexity" for name in corpora),
             *("logit difference", "decode"),
         ),
@@ -45,7 +45,7 @@ def demo_finding(results: Results) -> str:
         for name, value in first["perplexity"].items()
     )
     return (
-        f"{last['name']}: {size(last['bytes'])} of ONNX where the dense model has "
+        f"{last['name']}: an ONNX folder of {size(last['bytes'])} where the dense model has "
         f"{size(first['bytes'])}, with a perplexity of {changes}; it decodes "
         f"{last['decode_ratio']:.2f} times as fast."
     )

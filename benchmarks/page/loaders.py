@@ -113,17 +113,22 @@ def stacking_finding(results: Results) -> str:
 def browser_table(results: Results) -> str:
     """Equal tokens and speed in a headless browser, by export."""
     content = results["browser"].numbers
+    longest = max(row["prompt_tokens"] for row in content["rows"])
     cases: dict[str, list[Row]] = {}
     for row in content["rows"]:
-        cases.setdefault(row["case"], []).append(row)
+        cases.setdefault(row["title"], []).append(row)
     return grid(
-        ("export", "equal before the first that differs", "equal texts", "tokens per second"),
+        (
+            *("export", "equal before the first that differs", "equal texts"),
+            *("tokens per second", f"after {longest} tokens"),
+        ),
         (
             (
                 case,
                 f"{sum(row['before'] for row in rows)} of {sum(len(r['expected']) for r in rows)}",
                 f"{sum(row['tokens'] == row['expected'] for row in rows)} of {len(rows)}",
-                _speeds([row["tokens_per_second"] for row in rows]),
+                _speeds([row["tokens_per_second"] for row in rows if not row["long"]]),
+                _speeds([row["tokens_per_second"] for row in rows if row["long"]]),
             )
             for case, rows in cases.items()
         ),
@@ -158,4 +163,5 @@ def _speeds(found: list[float | None]) -> str:
     known = sorted(value for value in found if value is not None)
     if not known:
         return "–"
-    return f"{median(known):.0f} ({known[0]:.0f} to {known[-1]:.0f})"
+    spread = f" ({known[0]:.0f} to {known[-1]:.0f})" if len(known) > 1 else ""
+    return f"{median(known):.0f}{spread}"

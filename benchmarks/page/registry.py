@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.page import budget, codes, demo, loaders, low_rank, speed, studies, tasks, timing
+from benchmarks.page import (
+    budget,
+    codes,
+    decoding,
+    demo,
+    elsewhere,
+    loaders,
+    low_rank,
+    speed,
+    studies,
+    tasks,
+    timing,
+)
 from benchmarks.page.result import Results
 from benchmarks.scaling import SAMPLED_RATIO
 
@@ -32,7 +44,7 @@ class Entry:
         setting: words behind the script's title, where it has several entries.
         needs: what has to be there beside the repository and the texts.
         keeps: the script has --append, so that an interrupted run goes on.
-        judges: the script ends with status 1 where a claim does not hold, everything written.
+        judges: the script ends with `CLAIM_FAILED` where a claim does not hold, everything written.
     """
 
     name: str
@@ -221,8 +233,8 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         "decode",
         "decode",
-        speed.decode_finding,
-        ("decode", "decode-widths"),
+        decoding.decode_finding,
+        ("decode", "decode-forms", "decode-widths", "decode-sweep"),
         ("--artefacts", "{work}/artefacts"),
         needs="the extra `genai`",
         judges=True,
@@ -241,6 +253,24 @@ ENTRIES: tuple[Entry, ...] = (
         ("stacking",),
         (*_DATA, *_CACHE),
         needs="llm-compressor in an environment of its own, for one row",
+    ),
+    Entry(
+        "optimum",
+        "optimum_runtime",
+        elsewhere.optimum_finding,
+        ("optimum",),
+        ("--make-environment", "{work}/environment"),
+        needs="a package registry, for an environment with optimum",
+        judges=True,
+    ),
+    Entry(
+        "openvino",
+        "openvino_runtime",
+        elsewhere.openvino_finding,
+        ("openvino",),
+        ("--make-environment", "{work}/environment"),
+        needs="a package registry, for an environment with OpenVINO",
+        judges=True,
     ),
     Entry(
         "browser",
@@ -301,13 +331,32 @@ BLOCKS: Mapping[str, Block] = {
     "kernels": Block("kernel_times", speed.kernel_table),
     "gptq-speed": Block("gptq_speed", speed.gptq_table),
     "budget-onnx": Block("budget_onnx", speed.budget_onnx_table),
-    "decode": Block("decode", speed.decode_table),
+    "decode": Block(
+        "decode", decoding.decode_table, "More than 1 is faster, and less memory, than GenAI's."
+    ),
+    "decode-forms": Block(
+        "decode",
+        decoding.forms_table,
+        "Decoding over dense codes in 4 bits, beside what the bytes allow that a token reads.",
+    ),
     "decode-widths": Block(
-        "decode", speed.widths_table, "Decoding, factors over dense codes, both in 4 bits."
+        "decode", decoding.widths_table, "Decoding, factors over dense codes, both in 4 bits."
+    ),
+    "decode-sweep": Block(
+        "decode",
+        decoding.sweep_table,
+        "Time to the first token, and tokens per second of all sequences together: GenAI's graph, "
+        "and how many times as fast the others are.",
     ),
     "parity": Block("parity", loaders.parity_table),
     "families": Block("parity", loaders.families_table),
     "stacking": Block("stacking", loaders.stacking_table),
+    "optimum": Block(
+        "optimum",
+        elsewhere.optimum_table,
+        "With IO binding and without, together; of random models both forms together.",
+    ),
+    "openvino": Block("openvino", elsewhere.openvino_table),
     "browser": Block("browser", loaders.browser_table),
 }
 """Tables by name."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from asvd_q.report.run import versions
+from benchmarks._claims import CLAIM_FAILED
 from benchmarks.common import write_json
 from benchmarks.page.machine import this_machine
 from benchmarks.page.registry import Entry
@@ -22,7 +23,6 @@ from benchmarks.page.result import Result, Results
 __all__ = ["ScriptError", "command_of", "run_all", "run_entry"]
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
-_CLAIM_FAILED = 1
 
 
 class ScriptError(RuntimeError):
@@ -33,7 +33,7 @@ def command_of(entry: Entry) -> str:
     """What repeats an entry, with DIR for folders of the user's own."""
     shown = []
     for argument in entry.arguments:
-        known = argument in ("{data}", "{work}/artefacts", "{work}/cache")
+        known = argument == "{data}" or argument.startswith("{work}/")
         shown.append("DIR" if known else argument.replace("{", "").replace("}", ".json"))
     words = ["python", "-m", f"benchmarks.{entry.module}", *_without_cache(shown)]
     return " ".join(words)
@@ -53,21 +53,22 @@ def run_entry(entry: Entry, results: Results, work: Path, data: Path | None) -> 
     folder = work / entry.name
     folder.mkdir(parents=True, exist_ok=True)
     raw = folder / "numbers.json"
+    rest = raw.with_suffix(".rest.json")
     arguments = [_filled(argument, results, folder, data) for argument in entry.arguments]
     command = [sys.executable, "-m", f"benchmarks.{entry.module}", *arguments, "--json", str(raw)]
     if entry.keeps:
         command.append("--append")
     else:
         raw.unlink(missing_ok=True)
+        rest.unlink(missing_ok=True)
     load = os.getloadavg()[0]
     start = time.perf_counter()
     status, printed = _echoed(command)
     seconds = time.perf_counter() - start
-    fine = status == 0 or (entry.judges and status == _CLAIM_FAILED and raw.exists())
+    fine = status == 0 or (entry.judges and status == CLAIM_FAILED and raw.exists())
     if not fine:
         raise ScriptError(f"{entry.name}: benchmarks.{entry.module} ended with status {status}")
     numbers = json.loads(raw.read_text(encoding="utf-8"))
-    rest = raw.with_suffix(".rest.json")
     result = Result(
         command=command_of(entry),
         date=datetime.now(UTC).date().isoformat(),

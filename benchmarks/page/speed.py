@@ -1,13 +1,11 @@
-"""What is said of speed: kernels, decoding, quantization, the search."""
+"""What is said of speed: kernels, quantization, the search, models chosen for ONNX Runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
 from asvd_q.report.tables import size
-from benchmarks._decode_variants import INT4, PEER
 from benchmarks.page.grid import cells, grid, percent
 from benchmarks.page.result import Results
 
@@ -15,13 +13,10 @@ __all__ = [
     "budget_cost_finding",
     "budget_onnx_finding",
     "budget_onnx_table",
-    "decode_finding",
-    "decode_table",
     "gptq_finding",
     "gptq_table",
     "kernel_finding",
     "kernel_table",
-    "widths_table",
 ]
 
 
@@ -83,65 +78,6 @@ def gptq_finding(results: Results) -> str:
     )
 
 
-def decode_table(results: Results) -> str:
-    """Our dense graph and our factors beside GenAI's graph and each other."""
-    points: list[dict[str, Any]] = results["decode"].numbers
-    return grid(
-        (
-            *("model", "form", "decoding over GenAI's", "prompt over GenAI's"),
-            *("decoding over dense 4 bits", "bytes allow", "memory"),
-        ),
-        (
-            (
-                point["model"],
-                point["name"],
-                _ratio(point["ratio_to_genai_int4"]),
-                _ratio(point["prefill_ratio_to_genai_int4"]),
-                _ratio(point["ratio_to_int4"]),
-                _ratio(point["allowed_ratio"]),
-                size(point["peak_memory_bytes"]),
-            )
-            for point in points
-        ),
-    )
-
-
-def decode_finding(results: Results) -> str:
-    """Dense codes beside GenAI's graph, and factors beside dense codes, model by model."""
-    points: list[dict[str, Any]] = results["decode"].numbers
-    return " ".join(_decode_sentences(points))
-
-
-def _decode_sentences(points: list[dict[str, Any]]) -> Iterator[str]:
-    for point in points:
-        if point["name"] == INT4 and point["ratio_to_genai_int4"] is not None:
-            yield (
-                f"{point['model']}: dense 4-bit codes decode at "
-                f"{point['ratio_to_genai_int4']:.2f} of the speed of {PEER}."
-            )
-    factors = [
-        f"{point['ratio_to_int4']:.2f} at kept {point['kept_ratio']:.2f}"
-        for point in points
-        if point["model"] == "wide" and point["kept_ratio"] < 1 and point["ratio_to_int4"]
-    ]
-    if factors:
-        yield f"wide: factors in 4 bits decode, over dense codes in 4 bits: {', '.join(factors)}."
-
-
-def widths_table(results: Results) -> str:
-    """From which width on factors decode faster than dense codes."""
-    widths: list[dict[str, Any]] = results["decode"].rest["sizes"]
-    kept = list(dict.fromkeys(one["kept_ratio"] for one in widths))
-    found = {(one["width"], one["kept_ratio"]): one["ratio"] for one in widths}
-    return grid(
-        ("width", *(f"kept {ratio:g}" for ratio in kept)),
-        (
-            (str(width), *(_ratio(found.get((width, ratio))) for ratio in kept))
-            for width in dict.fromkeys(one["width"] for one in widths)
-        ),
-    )
-
-
 def budget_onnx_table(results: Results) -> str:
     """File, memory, quality and speed of models chosen for ONNX Runtime."""
     rows: list[dict[str, Any]] = results["budget_onnx"].numbers
@@ -191,7 +127,3 @@ def budget_cost_finding(results: Results) -> str:
 
 def _shape(shape: list[int]) -> str:
     return f"{shape[0]} × {shape[1]}"
-
-
-def _ratio(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"

@@ -96,27 +96,58 @@ ABLATION = [
 DECODE = [
     {
         "name": name,
-        "model": "wide",
+        "model": model,
         "kept_ratio": kept,
         "bits": 4,
         "bytes": 10,
         "decode_tokens_per_second": 9.0,
         "prefill_tokens_per_second": 99.0,
         "token_bytes": 10,
-        "peak_memory_bytes": 2**20,
+        "peak_memory_bytes": memory,
         "rounds": 5,
         "allowed_ratio": 1.2,
         "ratio_to_genai_int4": 0.99,
-        "prefill_ratio_to_genai_int4": None,
+        "prefill_ratio_to_genai_int4": 1.02,
         "ratio_to_int4": ratio,
     }
-    for name, kept, ratio in (("int4", 1.0, 1.0), ("ASVD 0.8 + int4", 0.8, 1.13))
+    for model in ("wren", "wide")
+    for name, kept, ratio, memory in (
+        ("torch float32", 1.0, 0.3, 2**22),
+        ("int4", 1.0, 1.0, 2**20),
+        ("ASVD 0.8 + int4", 0.8, 1.13, 2**20),
+        ("GenAI int4", 1.0, 1.01, 2**20 - 2**16),
+    )
+]
+
+CLAIMS = [
+    {"text": f"{model}: memory", "value": value, "least": 1.0, "granted": 0.02}
+    for model, value in (("wren", 0.98), ("wide", 0.97))
+]
+
+SWEEP = [
+    {
+        "name": name,
+        "batch": batch,
+        "context": context,
+        "first_token_seconds": 0.0123,
+        "decode_tokens_per_second": 100.0,
+        "first_token_ratio_to_genai_int4": first,
+        "decode_ratio_to_genai_int4": decode,
+    }
+    for batch, context in ((1, 32), (4, 512))
+    for name, first, decode in (("int4", 0.99, 1.01), ("GenAI int4", 1.0, 1.0))
 ]
 
 WIDTHS = [
-    {"width": width, "kept_ratio": kept, "ratio": kept + width / 1000}
-    for width in (512, 1024)
-    for kept in (0.8, 0.5)
+    {
+        "width": width,
+        "kept_ratio": kept,
+        "ratio": ratio,
+        "allowed_ratio": 1.5,
+        "dense_tokens_per_second": 9.0,
+    }
+    for width, ratios in ((256, (1.1, 0.9)), (512, (0.9, 1.25)), (1024, (0.95, 1.5)))
+    for kept, ratio in zip((0.8, 0.5), ratios, strict=True)
 ]
 
 
@@ -158,14 +189,74 @@ BROWSER = {
     "rows": [
         {
             "case": "level 0",
+            "title": "RTN 4 bits, level 0",
             "exact": True,
             "expected": [1, 2],
+            "prompt_tokens": length,
+            "long": length > 64,
             "tokens": tokens,
             "before": before,
             "tokens_per_second": speed,
         }
-        for tokens, before, speed in (([1, 2], 2, 70.0), ([1, 3], 1, 60.0))
+        for tokens, before, length, speed in (
+            ([1, 2], 2, 5, 70.0),
+            ([1, 3], 1, 7, 60.0),
+            ([1, 2], 2, 900, 10.0),
+        )
     ]
+}
+
+
+def optimum(model: str, form: str, **changed: Any) -> dict[str, Any]:
+    fields = {
+        "model": model,
+        "form": form,
+        "binding": True,
+        "failed": None,
+        "logits_error": 0.0,
+        "tokens": 4,
+        "alone_equal": 4,
+        "batch_equal": 4,
+        "tie": None,
+        "pipelines": {},
+        "shapes_set": False,
+        "agrees": True,
+    }
+    return fields | changed
+
+
+OPTIMUM = {
+    "versions": {"optimum-onnx": "0.1.0", "transformers": "4", "onnxruntime": "1"},
+    "rows": [
+        optimum("wren", "ASVD, float16", pipelines={"transformers": True, "optimum": True}),
+        optimum(
+            "wren",
+            "ASVD, float16",
+            pipelines={"transformers": True, "optimum": False},
+            batch_equal=3,
+            tie=0.125,
+            agrees=False,
+        ),
+        optimum("gemma2", "ASVD", shapes_set=True),
+        optimum("gemma2", "ASVD + RTN 4", shapes_set=True, logits_error=2e-6),
+        optimum("opt", "ASVD", failed="ValueError: no", logits_error=None, agrees=False),
+    ],
+}
+
+OPENVINO = {
+    "version": "2026.4.1",
+    "tokens": 96,
+    "found": [
+        {
+            "activations": activations,
+            "error": error,
+            "same": same,
+            "seconds": 0.01,
+            "weights": {"i4": 40, "f32": 2},
+            "version": "2026.4.1",
+        }
+        for activations, error, same in (("as they are", 1e-6, 1.0), ("by default", 1e-2, 0.975))
+    ],
 }
 
 DEMO = [
@@ -310,7 +401,7 @@ NUMBERS: dict[str, Result] = {
         ("scaling", "scaling-fast"),
         result({"grid": {"points": GRID}, "samples": {"points": SAMPLED}}),
     ),
-    "decode": result(DECODE, {"sizes": WIDTHS}),
+    "decode": result(DECODE, {"claims": CLAIMS, "sweep": SWEEP, "sizes": WIDTHS}),
     "demo": result(DEMO),
     "factor_ablation": result(ABLATION),
     "frontier": result(FRONTIER),
@@ -321,6 +412,8 @@ NUMBERS: dict[str, Result] = {
         {"points": [{"shape": [4, 8], "seconds": {"float": 3e-6, "4 bits": 1e-6}, "ratio": 3.0}]}
     ),
     "latency": result(LATENCY),
+    "openvino": result(OPENVINO),
+    "optimum": result(OPTIMUM),
     "parity": result(PARITY),
     "tasks": result(TASKS),
     "stacking": result(STACKING),

@@ -6,15 +6,18 @@ import json
 import os
 import re
 import threading
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from asvd_q.models import SourceModel
 from asvd_q_exporters.onnx import OnnxOptions
 from asvd_q_exporters.onnx.save import DATA_FILE, MODEL_FILE
 from benchmarks import browser
 from benchmarks._chromium import BrowserError, Page
+from tests.support import WREN
 
 _EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "browser"
 _EXACT = re.compile(r"\d+\.\d+\.\d+")
@@ -112,8 +115,11 @@ def test_a_row_holds_where_its_tokens_have_to_be_equal_and_are(
 ) -> None:
     row = browser.Row(
         case="",
+        title="",
         exact=exact,
         prompt="",
+        prompt_tokens=2,
+        long=False,
         prompt_equal=prompt_equal,
         expected=[1, 2],
         tokens=tokens,
@@ -127,6 +133,26 @@ def test_a_row_holds_where_its_tokens_have_to_be_equal_and_are(
         native_tokens_per_second=None,
     )
     assert row.holds == holds
+
+
+def test_a_case_says_what_it_is() -> None:
+    titles = [case.title for case in browser.CASES.values()]
+    assert titles == [
+        "RTN 4 bits, level 0, `external_data: true`",
+        "RTN 4 bits, level 4",
+        "NF4",
+        "RTN 4 bits, embedding and head in 8, level 0",
+        "RTN 4 bits, embedding and head in 8, level 0, `external_data: true`",
+        "RTN 4 bits, level 0, `operators: standard`",
+        "RTN 4 bits, level 0, `dtype: float16`",
+    ]
+
+
+def test_the_long_prompt_leaves_room_for_what_is_generated() -> None:
+    options = Namespace(model=WREN, tokens=48)
+    length = len(SourceModel.open(str(WREN)).tokenizer(browser._long_prompt(options))["input_ids"])
+    context = json.loads((WREN / "config.json").read_text())["max_position_embeddings"]
+    assert context - 2 * 48 < length <= context - 48
 
 
 def test_without_a_browser_the_script_says_so(

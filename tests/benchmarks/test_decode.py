@@ -27,6 +27,9 @@ from benchmarks._decode_points import Point, Width
 from benchmarks._decode_speed import alternate, ratio
 from benchmarks._decode_tables import size_table
 from benchmarks._decode_variants import Variant, variants
+from benchmarks.page.decoding import sweep_table, widths_table
+from benchmarks.page.result import Results
+from tests.benchmarks.samples import result
 from tests.support import tiny_llama
 
 _HEADS, _SIZE, _VOCABULARY, _LONGEST = 2, 16, 64, 64
@@ -255,7 +258,10 @@ def test_claims_hold_up_to_what_is_granted() -> None:
         _point("ASVD 0.5 + int4", "wren", ratio_to_int4=0.5, **half),
     ]
     found = claims(points)
+    # 1 percent less is granted to a speed, 3 are not; to memory not even one.
     assert [claim.holds for claim in found] == [True, False, False, True, False]
+    nearly = [points[0], _point("GenAI int4", "wide", peak_memory_bytes=99)]
+    assert [claim.holds for claim in claims(nearly)] == [True, False, False]
     assert found[3].least == pytest.approx(1.36)
     assert "does not hold" in str(found[1])
 
@@ -301,6 +307,36 @@ def test_a_run_writes_its_points(ran: Ran) -> None:
     rest = json.loads(ran.file.with_suffix(".rest.json").read_text())
     assert rest["claims"] == []
     assert "over GenAI" in ran.printed
+
+
+@pytest.mark.slow
+def test_sweep_and_sizes_fill_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two narrow blocks, beside the graph that GenAI's builder makes of them."""
+    for name, value in (
+        ("_SWEEP_WIDTH", 128),
+        ("_BATCHES", (1, 2)),
+        ("_CONTEXTS", (8,)),
+        ("WIDTHS", (128,)),
+        ("PROMPT", 16),
+    ):
+        monkeypatch.setattr(f"benchmarks._decode_parts.{name}", value)
+    file = tmp_path / "decode.json"
+    argv = ["decode", "--artefacts", str(tmp_path / "made"), "--parts", "sweep,sizes"]
+    argv += ["--rounds", "1", "--seconds", "0", "--tokens", "2", "--threads", "1"]
+    monkeypatch.setattr("sys.argv", [*argv, "--json", str(file)])
+    decode.main()
+    rest = json.loads(file.with_suffix(".rest.json").read_text())
+    result([], rest).write(tmp_path / "decode.json")
+    results = Results(tmp_path)
+    sweep = sweep_table(results).splitlines()
+    assert "| ONNX float32 | int4 | ASVD 0.5 + int4 |" in sweep[0]
+    assert [line.split(" | ")[0] for line in sweep[2:]] == ["| 1 × 8", "| 2 × 8"]
+    for step in rest["sweep"]:
+        if step["name"] == "GenAI int4":
+            assert step["decode_ratio_to_genai_int4"] == 1
+    [_, _, row, _, sentence] = widths_table(results).splitlines()
+    assert row.startswith("| 128 | ")
+    assert sentence.startswith("Low rank pays ")
 
 
 def _parameters(model: Path) -> list[torch.Tensor]:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from asvd_q.recipe import load_recipe
+from asvd_q_exporters.onnx import OnnxOptions
 from benchmarks import optimum_runtime
+from benchmarks._optimum_artefacts import FORMS, Made, random_families
 from benchmarks.optimum_runtime import Reference, compare
 
 REFERENCE = Reference(
-    ids=[[5, 6], [7, 8, 9]],
     logits=np.arange(1, 13, dtype=np.float32).reshape(1, 3, 4),
     greedy=np.array([[1, 2], [3, 0]]),
     steps=np.array([[[0, 9, 0, 0], [0, 0, 9, 0]], [[0, 0, 0, 9], [9, 8.99, 0, 0]]], np.float32),
@@ -33,7 +35,7 @@ def written() -> dict[str, Any]:
 
 
 def test_equal_numbers_agree() -> None:
-    rows = list(compare("one", written(), REFERENCE))
+    rows = list(compare("one", "form", written(), REFERENCE))
     assert [row.binding for row in rows] == [False, True]
     assert all(row.agrees for row in rows)
     assert [(row.alone_equal, row.batch_equal, row.tokens) for row in rows] == [(4, 4, 4)] * 2
@@ -43,7 +45,7 @@ def test_equal_numbers_agree() -> None:
 def test_what_one_way_computes_otherwise_is_seen_there(what: str) -> None:
     found = written()
     found[what].flat[-1] += 1
-    without, with_binding = compare("one", found, REFERENCE)
+    without, with_binding = compare("one", "form", found, REFERENCE)
     assert without.agrees
     assert not with_binding.agrees
 
@@ -52,7 +54,7 @@ def test_what_one_way_computes_otherwise_is_seen_there(what: str) -> None:
 def test_a_batch_may_break_a_tie_otherwise(token: int, agrees: bool) -> None:
     found = written()
     found["on.batch"][1, 1] = token
-    _, row = compare("one", found, REFERENCE)
+    _, row = compare("one", "form", found, REFERENCE)
     assert row.batch_equal == 3
     assert row.agrees is agrees
     gap = REFERENCE.steps[1, 1, 0] - REFERENCE.steps[1, 1, token]
@@ -62,7 +64,7 @@ def test_a_batch_may_break_a_tie_otherwise(token: int, agrees: bool) -> None:
 def test_what_comes_after_another_token_does_not_count() -> None:
     found = written()
     found["off.batch"][0] = [3, 2]
-    row, _ = compare("one", found, REFERENCE)
+    row, _ = compare("one", "form", found, REFERENCE)
     assert row.batch_equal == 2
     assert not row.agrees
 
@@ -70,21 +72,51 @@ def test_what_comes_after_another_token_does_not_count() -> None:
 def test_a_pipeline_that_differs_is_named() -> None:
     found = written()
     found["pipeline.optimum"][0, 0] += 1
-    for row in compare("one", found, REFERENCE):
+    for row in compare("one", "form", found, REFERENCE):
         assert row.pipelines == {"transformers": True, "optimum": False}
         assert not row.agrees
 
 
 def test_what_cannot_be_loaded_agrees_with_nothing() -> None:
     found = {"error": np.array("ValueError: no such file")}
-    (row,) = compare("one", found, REFERENCE)
+    (row,) = compare("one", "form", found, REFERENCE)
     assert row.failed == "ValueError: no such file"
     assert not row.agrees
 
 
 def test_an_interpreter_without_optimum_is_told(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="optimum"):
-        optimum_runtime._in_optimum(Path(sys.executable), [tmp_path], REFERENCE.ids, tmp_path)
+        optimum_runtime._in_optimum(
+            Path(sys.executable), [Made("one", "form", tmp_path, (), [[5, 6]])], tmp_path
+        )
+
+
+def test_forms_are_recipes_for_onnx() -> None:
+    root = Path(optimum_runtime.__file__).parent.parent
+    options = [
+        OnnxOptions.model_validate(target.options)
+        for recipe, overrides in FORMS.values()
+        for target in load_recipe(root / "recipes" / recipe, overrides).export
+    ]
+    assert len(options) == len(FORMS)
+    assert {(one.dtype, one.operators, one.external_data) for one in options} == {
+        ("float32", "contrib", "auto"),
+        ("float16", "contrib", "auto"),
+        ("float32", "contrib", True),
+        ("float32", "standard", "auto"),
+    }
+
+
+@pytest.mark.slow
+def test_a_family_is_made_in_every_form_and_has_a_reference(tmp_path: Path) -> None:
+    made = list(random_families(("gpt2",), tmp_path))
+    assert [(one.model, one.form) for one in made] == [("gpt2", "ASVD"), ("gpt2", "ASVD + RTN 4")]
+    for one in made:
+        assert not one.texts
+        assert len({len(row) for row in one.ids}) == len(one.ids)
+        reference = optimum_runtime._reference(one)
+        assert reference.greedy.shape == (len(one.ids), 32)
+        assert (reference.steps.argmax(-1) == reference.greedy).mean() > 0.9
 
 
 def test_its_environment_computes_with_our_versions() -> None:
