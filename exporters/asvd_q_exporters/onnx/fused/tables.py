@@ -1,0 +1,98 @@
+"""Cosines and sines whose second half, a copy of the first, nothing reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir
+
+__all__ = ["halve_tables"]
+
+_ELEMENTWISE = frozenset({"Cast", "Cos", "Sin"})
+
+
+def halve_tables(graph: onnx_ir.Graph) -> None:
+    """Take away a repetition along the last axis of which only the first half is read.
+
+    Transformers' rotary modules make angles twice, (…, θ, θ), of which the operator that rotates
+    reads one θ. The runtime computes such a table when it loads the file, and what it computes on
+    the way stays in its memory.
+    """
+    for node in list(graph):
+        half = _repeated(node)
+        if half is None:
+            continue
+        cuts = list(_cuts(node.outputs[0], half.shape[-1]))
+        if not cuts or any(cut is None for cut in cuts):
+            continue
+        node.outputs[0].replace_all_uses_with(half)
+        graph.remove(node, safe=True)
+        for cut in cuts:
+            assert cut is not None and cut.inputs[0] is not None
+            cut.outputs[0].replace_all_uses_with(cut.inputs[0])
+            graph.remove(cut, safe=True)
+
+
+def _repeated(node: onnx_ir.Node) -> onnx_ir.Value | None:
+    """What a node puts behind itself along the last axis, of known width."""
+    if node.op_type != "Concat" or node.domain or len(node.inputs) != 2:
+        return None
+    one, other = node.inputs
+    if one is None or one is not other or one.shape is None:
+        return None
+    axis, width = node.attributes["axis"].as_int(), one.shape[-1]
+    return one if isinstance(width, int) and axis in (-1, len(one.shape) - 1) else None
+
+
+def _cuts(value: onnx_ir.Value, half: int) -> Iterator[onnx_ir.Node | None]:
+    """The slices that leave the first half of what is computed from a value, element by element.
+
+    None stands for a reader that is something else.
+    """
+    if value.is_graph_output():
+        yield None
+    for user, index in value.uses():
+        if user.domain:
+            yield None
+        elif user.op_type == "Slice" and index == 0:
+            yield user if _is_first_half(user, half) else None
+        elif user.op_type in _ELEMENTWISE or _keeps_rows(user, index):
+            yield from _cuts(user.outputs[0], half)
+        else:
+            yield None
+
+
+def _keeps_rows(node: onnx_ir.Node, index: int) -> bool:
+    """Scaled by a number, or one of the first axis picked; rows stay what they are."""
+    if index != 0 or len(node.inputs) < 2:
+        return False
+    other = _constant(node.inputs[1])
+    if other is None or len(other) != 1:
+        return False
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    if node.op_type == "Gather":
+        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+        return shape is not None and axis == 0 and len(shape) > 1
+    return node.op_type == "Mul"
+
+
+def _is_first_half(node: onnx_ir.Node, half: int) -> bool:
+    source = node.inputs[0]
+    if source is None or source.shape is None or len(node.inputs) not in (4, 5):
+        return False
+    starts, ends, axes, *steps = (_constant(value) for value in node.inputs[1:])
+    last = len(source.shape) - 1
+    return (
+        starts == [0]
+        and ends == [half]
+        and axes in ([-1], [last])
+        and all(step == [1] for step in steps)
+    )
+
+
+def _constant(value: onnx_ir.Value | None) -> list[float] | None:
+    """Its numbers, where they are known."""
+    if value is None or value.const_value is None:
+        return None
+    numbers: list[float] = value.const_value.numpy().reshape(-1).tolist()
+    return numbers
