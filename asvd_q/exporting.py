@@ -153,6 +153,7 @@ def export_store(
             weight_bytes=real.weights,
             predicted=footprint(predicted),
             proof=proof,
+            options=resolved,
             notes=tuple(advice(exporter, store.finished_plan)),
         )
         # Last, because it tells of the proof and of all other bytes; it still comes to its place

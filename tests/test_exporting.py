@@ -8,6 +8,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from asvd_q.artefact import read_metadata
 from asvd_q.exporting import export_store
 from asvd_q.files import folder_bytes
 from asvd_q.models import SourceModel
@@ -53,6 +54,8 @@ def test_the_card_is_ours_and_in_no_footprint(store: Store, tmp_path: Path) -> N
     assert f"({made.bytes} bytes)" in card.text
     assert made.bytes == folder_bytes(folder) - (folder / "README.md").stat().st_size
     assert made.predicted.weights == made.weight_bytes
+    assert made.options == read_metadata(folder).options
+    assert made.options == TransformersExporter().options.model_dump()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     export(store, tmp_path)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -6,9 +6,9 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from asvd_q import __version__
 from asvd_q.errors import ArtefactError, first_line
@@ -72,6 +72,9 @@ class ArtefactRecord(_Frozen):
         bytes: of all its files but its model card, which tells them.
         weight_bytes: of those that hold tensors.
         predicted: both as the plan said, before there was a store.
+        options: of its format, every default written out. It was proven with them, so that they
+            say what the proof's numbers are of: for ONNX, whether activations were rounded.
+            Runs of versions that did not keep them have none.
         notes: what whoever loads it should know.
     """
 
@@ -82,6 +85,7 @@ class ArtefactRecord(_Frozen):
     weight_bytes: int
     predicted: Footprint
     proof: Proof
+    options: dict[str, Any] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -16,6 +18,7 @@ __all__ = [
     "Table",
     "artefact_table",
     "layer_table",
+    "options_text",
     "plan_table",
     "print_table",
     "quality_table",
@@ -59,6 +62,12 @@ def size(count: int) -> str:
             return f"{value:.0f} B" if unit == "B" else f"{value:.2f} {unit}"
         value /= 1024
     raise AssertionError("unreachable")
+
+
+def options_text(options: Mapping[str, Any]) -> str:
+    """Options of a format as a recipe writes them: "dtype: float16, external_data: true"."""
+    words = (one if isinstance(one, str) else json.dumps(one) for one in options.values())
+    return ", ".join(f"{name}: {word}" for name, word in zip(options, words, strict=True)) or "–"
 
 
 def layer_table(records: Sequence[LayerRecord], title: str) -> Table:

@@ -190,6 +190,13 @@ def test_how_the_text_was_cut_is_told() -> None:
     assert "| 4 × 64, standard protocol |" in card(standard)
 
 
+def test_options_are_told_where_there_are_some() -> None:
+    made = artefact(options={"operators": "contrib", "accuracy_level": 4})
+    words = "| options of the onnx format | operators: contrib, accuracy_level: 4 |"
+    assert words in card(record(), made)
+    assert "options of the" not in card(record(), artefact())
+
+
 def test_what_was_not_measured_and_not_run_is_said() -> None:
     unproven = artefact().proof.model_copy(
         update={"status": "not run", "detail": "gptqmodel is not installed"}

@@ -209,6 +209,16 @@ def test_an_artefact_that_was_not_run_says_why(tmp_path: Path) -> None:
     assert {one.label: one.value for one in content.headlines}["artefacts proven"] == "1 of 2"
 
 
+def test_an_artefacts_options_are_beside_what_was_proven_with_them(tmp_path: Path) -> None:
+    options = {"dtype": "float16", "accuracy_level": 4, "external_data": False}
+    run = record(artefacts=(artefact(options=options), artefact("other")))
+    grid = report_content(run_folder(tmp_path, run), run).artefacts
+    assert grid is not None
+    place = _column(grid, "").index("options")
+    shown = [_column(grid, name)[place] for name in ("onnx", "other")]
+    assert shown == ["dtype: float16, accuracy_level: 4, external_data: false", "–"]
+
+
 def test_several_layers_of_a_kind_in_a_block_share_a_cell(tmp_path: Path) -> None:
     layers = [
         layer(f"model.layers.0.experts.{index}.up_proj", rank=8 * (index + 1)) for index in range(2)

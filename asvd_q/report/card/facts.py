@@ -9,7 +9,7 @@ from typing import Any
 from asvd_q.plan import Form, QuantSpec
 from asvd_q.records import LayerRecord
 from asvd_q.report.run import ArtefactRecord, RunRecord
-from asvd_q.report.tables import Table, size
+from asvd_q.report.tables import Table, options_text, size
 
 __all__ = ["facts_table", "limits", "made_of", "packages", "proof_rows", "quality_table"]
 
@@ -63,6 +63,8 @@ def _facts(
     yield "bits per weight of the layers", f"{record.bits_per_weight:.3f}"
     for word, found in (("layers", record.layer_bytes), ("whole model", record.total_bytes)):
         yield f"bytes of the {word}", f"{size(found.before)} to {size(found.after)}"
+    if artefact.options:
+        yield f"options of the {artefact.format} format", options_text(artefact.options)
     yield "weight files here", f"{size(artefact.weight_bytes)} ({artefact.weight_bytes} bytes)"
     yield "all files here but this card", f"{size(artefact.bytes)} ({artefact.bytes} bytes)"
 

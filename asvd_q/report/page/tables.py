@@ -8,7 +8,7 @@ from asvd_q.plan import QuantSpec, Slot
 from asvd_q.records import LayerRecord, LayerSpectrum
 from asvd_q.report.page.grid import NOTHING, Cell, Column, Grid, number, share, text
 from asvd_q.report.run import ArtefactRecord, RunRecord
-from asvd_q.report.tables import size
+from asvd_q.report.tables import options_text, size
 from asvd_q.report.tasks import task_table
 
 __all__ = [
@@ -84,6 +84,7 @@ def artefact_grid(record: RunRecord) -> Grid | None:
         ("proof", _status),
         ("weights recovered", lambda one: text(f"{one.proof.layers} layers, bit for bit")),
         ("runtime", lambda one: text(one.proof.runtime or one.proof.detail or "–")),
+        ("options", lambda one: text(options_text(one.options))),
         ("tokens compared", lambda one: number(one.proof.tokens, ",")),
         ("of them decoded one by one", lambda one: number(one.proof.decode_steps)),
         ("relative logit error", lambda one: number(one.proof.relative_error, ".2e")),

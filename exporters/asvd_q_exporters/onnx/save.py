@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 import onnx_ir
@@ -154,7 +155,7 @@ def _write_data(entries: list[_Entry], path: Path) -> None:
         for entry in entries:
             if entry.offset is not None:
                 stream.write(bytes(entry.offset - stream.tell()))
-                stream.write(_bytes(entry.name, entry.values))
+                _write_values(entry.name, entry.values, stream)
 
 
 def _write_model(proto: onnx.ModelProto, entries: list[_Entry], path: Path) -> None:
@@ -167,7 +168,7 @@ def _write_model(proto: onnx.ModelProto, entries: list[_Entry], path: Path) -> N
         for entry in entries:
             stream.write(_GRAPH_INITIALIZER + _varint(entry.size) + entry.prefix)
             if entry.offset is None:
-                stream.write(_bytes(entry.name, entry.values))
+                _write_values(entry.name, entry.values, stream)
 
 
 def _header(
@@ -186,11 +187,13 @@ def _header(
     return bytes(proto.SerializeToString(deterministic=True))
 
 
-def _bytes(name: str, tensor: onnx_ir.TensorProtocol) -> bytes:
-    data: bytes = tensor.tobytes()
-    if len(data) != tensor.nbytes:
-        raise ExportError(f"{name}: {len(data)} bytes where the graph wants {tensor.nbytes}")
-    return data
+def _write_values(name: str, tensor: onnx_ir.TensorProtocol, stream: BinaryIO) -> None:
+    """Write a tensor's bytes from where they lie: a copy of an embedding may be gigabytes."""
+    start = stream.tell()
+    tensor.tofile(stream)
+    written = stream.tell() - start
+    if written != tensor.nbytes:
+        raise ExportError(f"{name}: {written} bytes where the graph wants {tensor.nbytes}")
 
 
 def _varint(number: int) -> bytes:

@@ -42,7 +42,7 @@ class TensorReader:
             tensor = self._from_store(origin.layer, origin)
         else:
             tensor = self._store.source.tensor(origin.tensor).to(self._dtype)
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not _all_finite(tensor):
             raise ExportError(
                 f"{name}: it holds values that {str(self._dtype).removeprefix('torch.')} cannot; "
                 "export with dtype float32"
@@ -69,3 +69,11 @@ class TensorReader:
             self._recent = None
             self._recent = self._store.layer(name)
         return self._recent
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    """Whether no value is infinite or NaN; asking each one would take the tensor's memory again."""
+    if not tensor.numel():
+        return True
+    least, largest = torch.aminmax(tensor)  # NaN where one is
+    return bool(torch.isfinite(least) & torch.isfinite(largest))

@@ -107,7 +107,7 @@ def _fill(traced: Traced, skeleton: Skeleton, reader: TensorReader) -> None:
         name: str, parts: Sequence[str], axis: int, value: onnx_ir.Value
     ) -> onnx_ir.TensorProtocol:
         tensors = [reader.read(part, skeleton.origins[part]).numpy() for part in parts]
-        values = np.concatenate(tensors, axis)
+        values = tensors[0] if len(tensors) == 1 else np.concatenate(tensors, axis)
         if skeleton.origins[parts[0]].narrow_type is None:
             return onnx_ir.Tensor(values, name=name)
         return onnx_ir.PackedTensor(values, value.dtype, shape=value.shape, name=name)

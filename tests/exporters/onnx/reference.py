@@ -52,8 +52,9 @@ def tokens(batch: int, length: int, vocabulary: int = 128) -> Tensor:
 
 
 def empty_past(session: Any, batch: int) -> dict[str, np.ndarray[Any, Any]]:
+    dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
     return {
-        one.name: np.zeros((batch, one.shape[1], 0, one.shape[3]), np.float32)
+        one.name: np.zeros((batch, one.shape[1], 0, one.shape[3]), dtypes[one.type])
         for one in session.get_inputs()
         if one.name.startswith("past_key_values.")
     }

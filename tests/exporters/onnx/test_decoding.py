@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,27 +14,39 @@ from asvd_q.evaluation.padding import pad_left
 from asvd_q.evaluation.torch_runner import TorchRunner
 from asvd_q_exporters.onnx import OnnxOptions
 from tests.exporters.onnx.conftest import Export, export
+from tests.exporters.onnx.padded import Side, of_row, passes, present_as_past
 from tests.exporters.onnx.reference import reference_logits, reference_model, relative, tokens
 from tests.exporters.onnx.stores import eight_bit_store
 from tests.families.models import MODELS, save_model
+from tests.families.test_others import WORKING
 
-_EXACT = OnnxOptions(accuracy_level=0)
-_CONTEXT = 256
+CONTEXT = 256
 """What every model of `MODELS` can see."""
 
-_QUICK = ("llama", "gpt2")
+_PLAIN = ("GPT-J", "BLOOM", "Falcon")
+"""Families whose attention no operator of the runtime computes."""
+
+_CASES = [
+    *((name, "contrib") for name in (*MODELS, *_PLAIN)),
+    *((name, "standard") for name in MODELS),
+]
+_QUICK = [("llama", "contrib"), ("gpt2", "contrib"), ("gemma2", "standard")]
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS
+        pytest.param(case, id="-".join(case), marks=() if case in _QUICK else pytest.mark.slow)
+        for case in _CASES
     ],
 )
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Export:
-    folder = tmp_path_factory.mktemp(request.param)
-    saved = save_model(folder / "model", *MODELS[request.param], tokenizer=False)
-    return export(eight_bit_store(folder / "store", saved), folder / "onnx", _EXACT)
+    """A family's model in the runtime's own operators, or in those of ONNX alone."""
+    family, operators = request.param
+    folder = tmp_path_factory.mktemp(family)
+    saved = save_model(folder / "model", *(MODELS | WORKING)[family], tokenizer=False)
+    options = OnnxOptions(operators=operators, accuracy_level=0)
+    return export(eight_bit_store(folder / "store", saved), folder / "onnx", options)
 
 
 def in_parts(runner: Runner, ids: Tensor, sizes: list[int], mask: Tensor | None = None) -> Tensor:
@@ -78,9 +91,9 @@ def test_padding_changes_no_logits(sizes: list[int], made: Export) -> None:
             assert relative(logits[-len(row) :], expected) < 1e-5
 
 
-@pytest.mark.parametrize("sizes", [[_CONTEXT], [128, 128], [100, 148, *[1] * 8], [1, 255]], ids=str)
+@pytest.mark.parametrize("sizes", [[CONTEXT], [128, 128], [100, 148, *[1] * 8], [1, 255]], ids=str)
 def test_a_sequence_may_fill_the_context(sizes: list[int], made: Export) -> None:
-    ids = tokens(2, _CONTEXT, vocabulary=320)
+    ids = tokens(2, CONTEXT, vocabulary=320)
     found = in_parts(made.exporter.open(made.folder), ids, sizes)
     assert relative(found, reference_logits(made.store, ids)) < 1e-5
 
@@ -107,3 +120,23 @@ def test_a_graph_takes_no_more_tokens_than_it_has_angles_for(mixed: Export) -> N
     assert len(new) == 9
     with pytest.raises(ArtefactError, match=words):
         list(generate(runner, ids[0, :120].tolist(), max_new_tokens=10))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_is_passed_over(side: Side, made: Export) -> None:
+    """As callers of ONNX Runtime feed it.
+
+    With plain attention, padding on the right takes up room in a sliding window, as it does in
+    transformers: there no row is longer than the window, padding included.
+    """
+    windowed = getattr(made.store.source.config, "sliding_window", None) is not None
+    narrow = windowed and not made.exporter.options.fused
+    lengths, steps = (12, 5, 9) if narrow else (40, 5, 12), 4
+    texts = tokens(len(lengths), max(lengths) + steps, vocabulary=320)
+    session = made.exporter.open(made.folder).session
+    found = present_as_past(session, passes(texts, lengths, side))
+    assert np.isfinite(found[0]).all()
+    for row, length in enumerate(lengths):
+        expected = reference_logits(made.store, texts[row : row + 1, : length + steps])[0]
+        own = torch.from_numpy(of_row(found, row, lengths, side))
+        assert relative(own, expected) < 1e-5

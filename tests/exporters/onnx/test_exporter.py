@@ -16,7 +16,6 @@ from asvd_q.plan import LayerPlan, Plan, QuantSpec
 from asvd_q.quantization import QuantizedWeight
 from asvd_q.store import Store, StoredLayer
 from asvd_q_exporters.onnx import OnnxExporter, OnnxOptions
-from tests.exporters.onnx.conftest import Export
 
 
 def plan(spec: QuantSpec | None, shape: tuple[int, int] = (64, 96)) -> Plan:
@@ -147,13 +146,14 @@ def test_act_order_is_refused_at_write(
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_an_outlier_beyond_float16_is_named(tied: Export) -> None:
+@pytest.mark.parametrize("outlier", [1e6, -1e6, float("nan")])
+def test_an_outlier_beyond_float16_is_named(outlier: float) -> None:
     from asvd_q_exporters.onnx.skeleton import Origin
     from asvd_q_exporters.onnx.tensors import TensorReader
 
     class Source:
         def tensor(self, name: str) -> torch.Tensor:
-            return torch.full((2, 2), 1e6)
+            return torch.tensor([[0.5, 1.0], [outlier, -2.0]])
 
     class Huge:
         float_type = "float32"

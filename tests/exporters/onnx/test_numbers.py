@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -78,14 +80,18 @@ def test_every_opset_gives_the_reference_logits(mixed: Export, tmp_path, opset: 
     assert relative(logits, reference_logits(mixed.store, ids)) < 1e-5
 
 
+_EVERY_LEVEL = product([(4, 32), (8, 128), (2, 16)], [0, 4])
+_DEFAULT_LEVEL = product([(3, 32), (5, 32), (6, 64), (7, -1)], [4])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("accuracy_level", [0, 4])
-@pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, 128), (2, 16)])
+@pytest.mark.parametrize(("codes", "accuracy_level"), [*_EVERY_LEVEL, *_DEFAULT_LEVEL])
 def test_a_real_model_stays_within_the_bounds(
-    tmp_path, dtype, accuracy_level, bits: int, group: int
+    tmp_path, dtype, codes: tuple[int, int], accuracy_level
 ) -> None:
     source = SourceModel.open(str(WREN))
+    bits, group = codes
     spec = QuantSpec(bits=bits, group_size=group, symmetric=False)
     store = hand_made_store(tmp_path / "store", source, lambda *_: (None, spec))
     options = OnnxOptions(dtype=dtype, accuracy_level=accuracy_level)

@@ -150,7 +150,9 @@ def test_without_metadata_a_session_has_the_runtimes_own_level(
 @pytest.mark.slow
 @pytest.mark.parametrize("level", [0, 4])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize(("bits", "symmetric"), [(2, True), (4, True), (4, False), (8, False)])
+@pytest.mark.parametrize(
+    ("bits", "symmetric"), [(2, True), (3, False), (4, True), (4, False), (6, True), (8, False)]
+)
 def test_a_real_model_is_proven(
     tmp_path: Path, bits: int, symmetric: bool, dtype: str, level: int
 ) -> None:
@@ -213,6 +215,7 @@ def test_a_run_is_proven_at_the_recipes_level(tmp_path: Path, dtype: str) -> Non
     record = run(load_recipe(recipe), lambda stage, done, total: None)
     (artefact,) = record.artefacts
     assert artefact.proof.status == "proven"
+    assert (artefact.options["operators"], artefact.options["accuracy_level"]) == ("standard", 0)
     assert artefact.proof.relative_error < (1e-5 if dtype == "float32" else 1e-2)
     model = onnx.load(tmp_path / "run/artefacts/onnx/model.onnx")
     assert domains(model) == {""}
