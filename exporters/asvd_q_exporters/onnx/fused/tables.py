@@ -28,7 +28,8 @@ def halve_tables(graph: onnx_ir.Graph) -> None:
         node.outputs[0].replace_all_uses_with(half)
         graph.remove(node, safe=True)
         for cut in cuts:
-            assert cut is not None and cut.inputs[0] is not None
+            assert cut is not None
+            assert cut.inputs[0] is not None
             cut.outputs[0].replace_all_uses_with(cut.inputs[0])
             graph.remove(cut, safe=True)
 
