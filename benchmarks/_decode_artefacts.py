@@ -95,24 +95,25 @@ class Workshop:
         if variant.maker == "genai":
             folder = self._peer(source, place)
         else:
-            folder, kept = self._ours(source, variant.sections, place)
+            folder, kept = self._ours(source, variant, place)
         facts = graph_facts(folder / _GRAPH)
         size = sum(path.stat().st_size for path in folder.glob(f"{_GRAPH}*"))
         return Artefact(variant, name, folder, facts, size, kept)
 
-    def _ours(self, source: Path, sections: Mapping[str, Any], place: Path) -> tuple[Path, float]:
+    def _ours(self, source: Path, variant: Variant, place: Path) -> tuple[Path, float]:
         """The graph's folder, and what the plan keeps of the parameters."""
-        _claim(place, {"model": str(source.resolve()), **sections})
+        _claim(place, {"model": str(source.resolve()), **variant.sections})
         folder = place / "onnx"
         if self.export_again:
             shutil.rmtree(folder, ignore_errors=True)
         fields = {"model": {"path": str(source)}, "output": str(place)}
-        prepared = prepare(Recipe.model_validate(fields | dict(sections)))
+        prepared = prepare(Recipe.model_validate(fields | dict(variant.sections)))
         if not folder.is_dir():
             print(f"making {folder}", flush=True)
             store = make_store(prepared, place, None, silent)
             with atomic_folder(folder) as partial:
-                OnnxExporter(_OPTIONS).write(store, partial)
+                options = _OPTIONS.model_copy(update=dict(variant.options))
+                OnnxExporter(options).write(store, partial)
         return folder, prepared.plan.kept_ratio
 
     def _peer(self, source: Path, place: Path) -> Path:

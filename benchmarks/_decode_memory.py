@@ -37,8 +37,8 @@ def peak_memory_bytes(artefact: Artefact, threads: int, tokens: int) -> int:
     The median of some processes, one after the other. Weights are mapped, and how much of a file
     is resident when a few rows of it are read depends on what the kernel holds of it already: after
     a file was written or copied the whole embedding, half of everything. So each process finds the
-    files outside the page cache, where that can be asked for. Medians of one graph then differ by
-    0.1 percent, single processes by 0.2.
+    files outside the page cache, where that can be asked for. Single processes of one graph then
+    differ by 0.6 to 0.9 percent.
 
     Raises:
         ResourceError: with the last line of what the process said.

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["FLOAT", "INT4", "PEER", "TORCH", "Variant", "asvd_int4", "variants"]
+__all__ = ["FLOAT", "INT4", "MERGED", "PEER", "TORCH", "Variant", "asvd_int4", "variants"]
 
 TORCH, FLOAT, INT4, PEER = "torch float32", "ONNX float32", "int4", "GenAI int4"
+MERGED = "int4 merged"
+"""With `merge_products`."""
 
 _HEAD_BITS = 4
 
@@ -21,12 +23,14 @@ class Variant:
         maker: torch runs the checkpoint itself; genai is the builder of ONNX Runtime GenAI.
         bits: of the blocks' codes; 32 is floating point.
         sections: of our own recipe.
+        options: of the ONNX format, where they are not the benchmark's.
     """
 
     name: str
     maker: Literal["torch", "asvd-q", "genai"] = "asvd-q"
     bits: int = 32
     sections: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def asvd_int4(kept_ratio: float) -> str:
@@ -58,6 +62,7 @@ def variants(
         Variant(TORCH, maker="torch"),
         Variant(FLOAT),
         Variant(INT4, bits=4, sections=int4),
+        Variant(MERGED, bits=4, sections=int4, options={"merge_products": True}),
         *(
             Variant(
                 asvd_int4(ratio),

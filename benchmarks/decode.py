@@ -24,7 +24,7 @@ the rounds' own ratios, memory the median of three processes for each variant.
 FILE is a list with the numbers of the first part; what it was measured with, the claims, and the
 other parts are beside it in FILE.rest.json (of FILE.json). GenAI's builder comes with the extra
 `genai`. The script ends with status 3 where a claim does not hold, everything written; "at least as
-fast" is granted 2 percent, and "no more memory" 0.2, by which the same graph differs from itself.
+fast" is granted 2 percent, and "no more memory" 0.5, by which the same graph differs from itself.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 from asvd_q.report.tables import size
 from benchmarks._decode_claims import Claim
 from benchmarks._decode_points import Point, Step, Width, paying_width
-from benchmarks._decode_variants import INT4, PEER, TORCH
+from benchmarks._decode_variants import INT4, MERGED, PEER, TORCH
 from benchmarks.page.grid import grid
 from benchmarks.page.result import MissingResultError, Results
 
@@ -18,22 +18,24 @@ _WIDE = "wide"
 
 
 def decode_table(results: Results) -> str:
-    """Our dense graph beside GenAI's, and which claims do not hold."""
+    """Our dense graphs beside GenAI's, and which claims do not hold."""
     points = _points(results)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for model in dict.fromkeys(point.model for point in points):
         here = {point.name: point for point in points if point.model == model}
-        ours, peer = here[INT4], here[PEER]
-        rows.append(
+        peer = here[PEER]
+        rows += [
             (
-                model,
-                _ratio(ours.ratio_to_genai_int4),
-                _ratio(ours.prefill_ratio_to_genai_int4),
-                f"{peer.peak_memory_bytes / ours.peak_memory_bytes:.3f}",
-                f"{ours.decode_tokens_per_second:.0f}",
-                size(ours.peak_memory_bytes),
+                f"{model}{words}",
+                _ratio(here[name].ratio_to_genai_int4),
+                _ratio(here[name].prefill_ratio_to_genai_int4),
+                f"{peer.peak_memory_bytes / here[name].peak_memory_bytes:.3f}",
+                f"{here[name].decode_tokens_per_second:.0f}",
+                size(here[name].peak_memory_bytes),
             )
-        )
+            for name, words in ((INT4, ""), (MERGED, ", `merge_products`"))
+            if name in here
+        ]
     heads = (
         *("dense 4 bits, ours over GenAI's", "decoding", "prompt of 128"),
         *("memory, GenAI's over ours", "ours: tokens per second", "ours: memory"),

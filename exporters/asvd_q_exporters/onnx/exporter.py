@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from asvd_q.artefact import WHOLE_MODEL, ParityBounds, Refusal
 from asvd_q.plan import FLOAT_BYTES
@@ -50,6 +50,10 @@ class OnnxOptions(BaseModel):
             protobuf file ends at 2 GB). There an embedding's rows are read from the mapped file;
             in the graph its codes are loaded, and those of one that is tied to the head a second
             time in the head's layout.
+        merge_products: whole matrices of codes that read the same input, gate and up above all,
+            become one product whose rows are split: fewer starts of threads for each token, and
+            more memory for a prompt, whose results are held twice. What costs no memory is always
+            merged: queries, keys and values that attention reads as they are, and factors B.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +63,13 @@ class OnnxOptions(BaseModel):
     accuracy_level: Literal[0, 1, 4] = 4
     opset: int = Field(default=21, ge=18, le=23)
     external_data: Literal["auto"] | bool = "auto"
+    merge_products: bool = False
+
+    @model_validator(mode="after")
+    def _merges_in_graphs_of_its_own(self) -> Self:
+        if self.merge_products and self.operators == "standard":
+            raise ValueError("merge_products is of operators: contrib alone; leave one of them out")
+        return self
 
     @property
     def fused(self) -> bool:

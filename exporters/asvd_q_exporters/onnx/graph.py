@@ -68,7 +68,13 @@ class Traced:
 
 
 def trace(
-    model: Any, dtype: torch.dtype, opset: int, shared: Mapping[str, str], *, fused: bool
+    model: Any,
+    dtype: torch.dtype,
+    opset: int,
+    shared: Mapping[str, str],
+    *,
+    fused: bool,
+    merge_whole: bool = False,
 ) -> Traced:
     """Trace a causal language model.
 
@@ -78,6 +84,7 @@ def trace(
         opset: of the standard operators.
         shared: names of parameters that are another one of the model → the name to keep.
         fused: use ONNX Runtime's own operators for more than one step at a time.
+        merge_whole: as `merge_products` takes it; of fused graphs.
 
     Returns:
         The graph. Parameters have the names they have in `model`; inputs and outputs are named as
@@ -114,7 +121,7 @@ def trace(
         halve_tables(graph)
         fuse_residuals(graph)
         expand_norms(graph)
-        merged = merge_products(graph)
+        merged = merge_products(graph, whole=merge_whole)
     _name_inputs_and_outputs(traced)
     _strip(traced)
     longest = attention.positions if attention is not None and form.rotary else None

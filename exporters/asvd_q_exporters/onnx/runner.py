@@ -128,6 +128,10 @@ class OnnxRunner:
 
         Returns:
             Logits (batch, tokens, vocabulary), and keys and values.
+
+        Raises:
+            ArtefactError: the runtime failed, as it does where positions are looked up beyond the
+                end of their table.
         """
         feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self._has_positions:
@@ -143,7 +147,13 @@ class OnnxRunner:
                 binding.bind_output(name)
             else:
                 binding.bind_ortvalue_output(name, present[index])
-        self.session.run_with_iobinding(binding)
+        try:
+            self.session.run_with_iobinding(binding)
+        except Exception as error:  # the runtime's errors share no base class
+            raise ArtefactError(
+                f"ONNX Runtime cannot compute {attention_mask.shape[1]} tokens with this graph "
+                f"({first_line(error)}): where that is more than the model's context, use fewer"
+            ) from error
         logits, *values = binding.get_outputs()
         return torch.from_numpy(logits.numpy()).float(), values
 

@@ -69,7 +69,14 @@ def build_model(store: Store, options: OnnxOptions) -> Traced:
     dtype = TORCH_TYPES[options.dtype]
     with quiet():
         skeleton = build_skeleton(store.finished_plan, store.source, same_factors(store), options)
-        traced = trace(skeleton.model, dtype, options.opset, skeleton.shared, fused=options.fused)
+        traced = trace(
+            skeleton.model,
+            dtype,
+            options.opset,
+            skeleton.shared,
+            fused=options.fused,
+            merge_whole=options.merge_products,
+        )
     _fill(traced, skeleton, TensorReader(store, dtype, operators_of(options.operators)))
     metadata = store.metadata("onnx", options.model_dump())
     traced.model.metadata_props.update(properties(metadata, skeleton.shared, traced))

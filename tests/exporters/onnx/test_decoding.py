@@ -13,6 +13,7 @@ from asvd_q.evaluation.generation import generate, generate_batch
 from asvd_q.evaluation.padding import pad_left
 from asvd_q.evaluation.torch_runner import TorchRunner
 from asvd_q_exporters.onnx import OnnxOptions
+from asvd_q_exporters.onnx.keys import POSITIONS_KEY
 from tests.exporters.onnx.conftest import Export, export
 from tests.exporters.onnx.padded import Side, of_row, passes, present_as_past
 from tests.exporters.onnx.reference import reference_logits, reference_model, relative, tokens
@@ -96,6 +97,17 @@ def test_a_sequence_may_fill_the_context(sizes: list[int], made: Export) -> None
     ids = tokens(2, CONTEXT, vocabulary=320)
     found = in_parts(made.exporter.open(made.folder), ids, sizes)
     assert relative(found, reference_logits(made.store, ids)) < 1e-5
+
+
+def test_a_longer_sequence_than_there_are_positions_for_is_refused(made: Export) -> None:
+    """Where positions are rows of a table, that is; rotations in the graph go on."""
+    runner, ids = made.exporter.open(made.folder), tokens(1, CONTEXT + 1, vocabulary=320)
+    tabled = made.store.source.config.model_type in ("gpt2", "opt", "gptj")
+    if tabled or POSITIONS_KEY in runner.session.get_modelmeta().custom_metadata_map:
+        with pytest.raises(ArtefactError, match=r"257.*: .*use fewer"):
+            runner.forward(ids)
+    else:
+        assert torch.isfinite(runner.forward(ids)[0]).all()
 
 
 def test_a_graph_takes_no_more_tokens_than_it_has_angles_for(mixed: Export) -> None:

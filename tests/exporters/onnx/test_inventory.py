@@ -25,10 +25,10 @@ _OF_A_BLOCK = Counter({"GroupQueryAttention": 1, "SkipSimplifiedLayerNormalizati
 _OF_THE_REST = Counter({"Gather": 1, "SimplifiedLayerNormalization": 1, "MatMul": 1})  # the head
 
 
-def _exported(folder: Path, rank: int | None) -> Export:
+def _exported(folder: Path, rank: int | None, *, merge: bool) -> Export:
     source = SourceModel.open(str(tiny_llama(folder / "model")))
     store = hand_made_store(folder / "store", source, lambda *_: (rank, _INT4))
-    return export(store, folder / "onnx", OnnxOptions())
+    return export(store, folder / "onnx", OnnxOptions(merge_products=merge))
 
 
 def _optimized(folder: Path) -> Counter[str]:
@@ -45,20 +45,22 @@ def _optimized(folder: Path) -> Counter[str]:
 
 
 @pytest.mark.parametrize(
-    ("rank", "block"),
+    ("rank", "merge", "block"),
     [
-        # q, k and v in one product that attention reads, gate and up in one that is split.
-        (None, Counter({"MatMulNBits": 4, "Split": 1})),
+        # q, k and v in one product that attention reads.
+        (None, False, Counter({"MatMulNBits": 5})),
+        # And gate and up in one that is split.
+        (None, True, Counter({"MatMulNBits": 4, "Split": 1})),
         # B of q, k and v in one product, B of gate and up in one; every A for itself.
-        (32, Counter({"MatMulNBits": 11, "Split": 2})),
+        (32, False, Counter({"MatMulNBits": 11, "Split": 2})),
     ],
-    ids=["dense", "factors"],
+    ids=["dense", "dense, merged", "factors"],
 )
 def test_a_graph_has_no_node_too_many(
-    rank: int | None, block: Counter[str], tmp_path: Path
+    rank: int | None, merge: bool, block: Counter[str], tmp_path: Path
 ) -> None:
     gated = Counter({"QuickGelu": 1, "Mul": 1})
-    counts = _optimized(_exported(tmp_path, rank).folder)
+    counts = _optimized(_exported(tmp_path, rank, merge=merge).folder)
     wanted = _OF_THE_MASK + _OF_THE_REST
     for _ in range(_BLOCKS):
         wanted += _OF_A_BLOCK + block + gated

@@ -140,11 +140,15 @@ def _feeds(model: onnx_ir.Model, batch: int, tokens: int, past: int) -> dict[str
 
 
 def _merge(
-    products: Sequence[Product], others: Sequence[onnx.NodeProto], outputs: Mapping[str, int]
+    products: Sequence[Product],
+    others: Sequence[onnx.NodeProto],
+    outputs: Mapping[str, int],
+    *,
+    whole: bool = False,
 ) -> tuple[list[str], tuple[Merged, ...]]:
     """Merge, and hold what comes out against the graph as it was: types of nodes, what merged."""
     plain, model = (_model(products, others, outputs) for _ in range(2))
-    merged = merge_products(model.graph)
+    merged = merge_products(model.graph, whole=whole)
     _fill(plain, products, ())
     _fill(model, products, merged)
     for batch, tokens, past in ((1, 1, 7), (2, 1, 3), (1, 5, 0), (3, 9, 0)):
@@ -167,9 +171,9 @@ def _attention(*sources: str) -> onnx.NodeProto:
     )
 
 
-def _attend(*products: Product) -> tuple[list[str], tuple[Merged, ...]]:
+def _attend(*products: Product, whole: bool = False) -> tuple[list[str], tuple[Merged, ...]]:
     sources = [product.result for product in products]
-    return _merge(products, [_attention(*sources)], {"y": _HEADS * _WIDTH})
+    return _merge(products, [_attention(*sources)], {"y": _HEADS * _WIDTH}, whole=whole)
 
 
 def _three(**settings: object) -> list[Product]:
@@ -227,33 +231,41 @@ def _changed(name: str, **changes: object) -> list[Product]:
 )
 def test_a_product_that_differs_stays_apart(odd: str, changes: dict[str, object]) -> None:
     products = _changed(odd, **changes)
-    types, (one,) = _attend(*products)
+    types, merged = _attend(*products)
+    assert merged == ()
+    assert len(types) == 4
+    types, (one,) = _attend(*products, whole=True)
     assert set(one.members) == {p.name for p in products if not p.name.endswith(odd)}
     assert types.count("Split") == 1
     assert len(types) == 4  # both products, what splits one of them, and attention
 
 
-def test_products_that_something_else_reads_are_split() -> None:
+def test_products_that_something_else_reads_stay_apart_or_are_split() -> None:
     products = _three()
     others = [
         _attention(*(product.result for product in products)),
         helper.make_node("Neg", [products[1].result], ["z"]),
     ]
-    types, (one,) = _merge(products, others, {"y": _HEADS * _WIDTH, "z": _ROWS["k_proj"]})
+    outputs = {"y": _HEADS * _WIDTH, "z": _ROWS["k_proj"]}
+    _, merged = _merge(products, others, outputs)
+    assert merged == ()
+    types, (one,) = _merge(products, others, outputs, whole=True)
     assert list(one.members) == [product.name for product in products]
     assert types.count("Split") == 1
 
 
-def test_products_that_attention_does_not_read_as_they_are_are_split() -> None:
+def test_products_that_attention_reads_turned_stay_apart_or_are_split() -> None:
     products = _three()
     queries, keys, values = (product.result for product in products)
     others = [helper.make_node("Neg", [queries], ["turned"]), _attention("turned", keys, values)]
-    types, (one,) = _merge(products, others, {"y": _HEADS * _WIDTH})
+    _, merged = _merge(products, others, {"y": _HEADS * _WIDTH})
+    assert merged == ()
+    types, (one,) = _merge(products, others, {"y": _HEADS * _WIDTH}, whole=True)
     assert list(one.members) == [product.name for product in products]
     assert types.count("Split") == 1
 
 
-def _put_out(*factors: Product) -> tuple[list[str], tuple[Merged, ...]]:
+def _put_out(*factors: Product, whole: bool = False) -> tuple[list[str], tuple[Merged, ...]]:
     """Every product is read twice."""
     others = [
         helper.make_node(kind, [factor.result], [f"y{index}{kind}"])
@@ -261,7 +273,7 @@ def _put_out(*factors: Product) -> tuple[list[str], tuple[Merged, ...]]:
         for kind in ("Neg", "Abs")
     ]
     rows = {f"y{i}{kind}": one.rows for i, one in enumerate(factors) for kind in ("Neg", "Abs")}
-    return _merge(factors, others, rows)
+    return _merge(factors, others, rows, whole=whole)
 
 
 @pytest.mark.parametrize("bits", [None, 2, 4, 8])
@@ -275,24 +287,27 @@ def test_factors_of_one_input_become_one_product(bits: int | None) -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_whole_matrices_of_codes_become_one_product_too(bits: int) -> None:
+def test_whole_matrices_of_codes_become_one_product_where_asked_for(bits: int) -> None:
     first = Product("layers.3.mlp.gate_proj", 24, bits, output="gate")
     second = Product("layers.3.mlp.up_proj", 7, bits, output="up")
-    types, (one,) = _put_out(first, second)
+    _, merged = _put_out(first, second)
+    assert merged == ()
+    types, (one,) = _put_out(first, second, whole=True)
     assert one.name == "layers.3.mlp.gate_proj+up_proj"
     assert one.members == {first.name: (0, 24), second.name: (24, 31)}
     assert types.count("MatMulNBits") == types.count("Split") == 1
 
 
 def test_whole_matrices_of_floats_stay_apart() -> None:
-    _, merged = _put_out(Product("0.gate_proj", 24, None), Product("0.up_proj", 7, None))
+    pair = [Product("0.gate_proj", 24, None), Product("0.up_proj", 7, None)]
+    _, merged = _put_out(*pair, whole=True)
     assert merged == ()
 
 
 def test_a_product_that_the_graph_puts_out_stays_as_it_is() -> None:
     products = [Product("0.up_proj", 16), Product("head", 24)]
     others = [helper.make_node("Neg", [products[0].result], ["y"])]
-    _, merged = _merge(products, others, {"y": 16, "head": 24})
+    _, merged = _merge(products, others, {"y": 16, "head": 24}, whole=True)
     assert merged == ()
 
 
@@ -301,9 +316,11 @@ def test_products_are_merged_with_those_of_their_kind_alone() -> None:
     elsewhere = Product("0.o_proj.BLinear", 16, source="another")
     floats = Product("0.o_proj", 16, None)
     pair = [Product("0.q_proj.BLinear", 16), Product("0.k_proj", 24)]
-    _, (one,) = _put_out(pair[0], odd, elsewhere, floats, pair[1])
+    _, (one,) = _put_out(pair[0], odd, elsewhere, floats, pair[1], whole=True)
     assert one.members == {"0.q_proj.BLinear": (0, 16), "0.k_proj": (16, 40)}
-    _, merged = _put_out(odd, elsewhere, floats, pair[0])
+    _, merged = _put_out(pair[0], odd, elsewhere, floats, pair[1])
+    assert merged == ()
+    _, merged = _put_out(odd, elsewhere, floats, pair[0], whole=True)
     assert merged == ()
 
 

@@ -1,9 +1,10 @@
 """Products with the same input become one, where that saves time.
 
-Queries, keys and values that attention reads as they are come from one product then. So do other
-products of codes, gate and up among them, and the B x of factors that read the same x: their rows
-are split afterwards, which takes less than another product's rounding of x and its threads' start.
-A matrix product is computed row by row, so the results are the same.
+Queries, keys and values that attention reads as they are come from one product then, and so do the
+B x of factors that read the same x. Other matrices of codes, gate and up among them, are merged
+where it is asked for: rows are split afterwards, which takes less than another product's rounding
+of x and its threads' start, but the results of a long prompt are held twice. A matrix product is
+computed row by row, so the results are the same.
 """
 
 from __future__ import annotations
@@ -46,8 +47,12 @@ class _Product:
     rows: int
 
 
-def merge_products(graph: onnx_ir.Graph) -> tuple[Merged, ...]:
-    """Merge what can be merged in place; returns what became of which initializers."""
+def merge_products(graph: onnx_ir.Graph, *, whole: bool = False) -> tuple[Merged, ...]:
+    """Merge what can be merged in place; returns what became of which initializers.
+
+    Args:
+        whole: merge matrices of codes that are no factors, too, where their rows have to be split.
+    """
     products = [product for node in graph if (product := _product(node)) is not None]
     outputs = {id(product.node.outputs[0]): product for product in products}
     merged: list[Merged] = []
@@ -62,7 +67,7 @@ def merge_products(graph: onnx_ir.Graph) -> tuple[Merged, ...]:
                     node.replace_input_with(index, value)
     alike: dict[object, list[_Product]] = defaultdict(list)
     for product in products:
-        if _may_be_split(product):
+        if _may_be_split(product, whole):
             alike[id(product.node.inputs[0]), _settings(product)].append(product)
     for group in alike.values():
         if len(group) > 1:
@@ -92,10 +97,11 @@ def _only_use(product: _Product) -> bool:
     return len(product.node.outputs[0].uses()) == 1
 
 
-def _may_be_split(product: _Product) -> bool:
+def _may_be_split(product: _Product, whole: bool) -> bool:
     """Whole matrices of floats are left: they are read for longer than a product takes to start."""
     output = product.node.outputs[0]
-    worth = product.node.op_type == "MatMulNBits" or product.name.endswith(_FACTOR)
+    coded = product.node.op_type == "MatMulNBits"
+    worth = product.name.endswith(_FACTOR) or (whole and coded)
     return worth and bool(output.uses()) and not output.is_graph_output()
 
 
