@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -43,7 +44,10 @@ class Times:
 def alternate(
     decoders: Mapping[str, Decoder], ids: Ids, *, tokens: int, rounds: int, seconds: float = 0
 ) -> dict[str, Times]:
-    """Let each take a prompt and decode after it, in turns; every second round backwards.
+    """Let each take a prompt and decode after it, in turns, in another order in every round.
+
+    The order is random, the same in every run: there and back would have the ones at both ends
+    follow themselves in every second round, with their weights still in the processor's caches.
 
     Args:
         ids: the prompt, (batch, tokens).
@@ -53,15 +57,16 @@ def alternate(
     """
     found = {name: Times() for name in decoders}
     names = list(decoders)
+    order = random.Random(0)
     start, done = time.monotonic(), 0
     while done <= rounds or (time.monotonic() - start < seconds and done <= _MOST * rounds):
+        order.shuffle(names)
         for name in names:
             time.sleep(_REST)
             times = _once(decoders[name], ids, tokens)
             if done:
                 found[name].prefill.append(times[0])
                 found[name].decode.append(times[1])
-        names.reverse()
         done += 1
     return found
 

@@ -6,6 +6,7 @@ whatever else the machine does falls on all of them, and are compared round by r
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -174,8 +175,9 @@ def time_in_turns(
 ) -> dict[str, Timing]:
     """Let each continue the prompts greedily, token by token, in turns.
 
-    Every second round goes backwards, and one more round, which does not count, comes before
-    them. What a Runner does is in the time: logits of every position of the prompt among it.
+    Every round has another order, random and the same in every call: there and back would have the
+    ones at both ends follow themselves, with their weights in the processor's caches. One more
+    round, which does not count, comes before them. What a Runner does is in the time: logits of every position of the prompt among it.
 
     Args:
         prompts: int64 (batch, tokens), without padding.
@@ -188,13 +190,14 @@ def time_in_turns(
     """
     turns: dict[str, list[Turn]] = {name: [] for name in runners}
     names = list(runners)
+    order = random.Random(0)
     for number in range(rounds + 1):
+        order.shuffle(names)
         for name in names:
             rest(_REST)
             turn = _turn(runners[name], prompts, tokens, clock)
             if number:
                 turns[name].append(turn)
-        names.reverse()
     batch, prompt = prompts.shape
     return {name: Timing(batch, prompt, tokens, tuple(found)) for name, found in turns.items()}
 
