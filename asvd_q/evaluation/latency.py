@@ -177,7 +177,8 @@ def time_in_turns(
 
     Every round has another order, random and the same in every call: there and back would have the
     ones at both ends follow themselves, with their weights in the processor's caches. One more
-    round, which does not count, comes before them. What a Runner does is in the time: logits of every position of the prompt among it.
+    round, which does not count, comes before them. What a Runner does is in the time: logits of
+    every position of the prompt among it.
 
     Args:
         prompts: int64 (batch, tokens), without padding.
