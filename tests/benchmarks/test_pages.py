@@ -18,7 +18,6 @@ PENDING = {
     "budget-parts",
     "budget_cost",
     "budget_onnx",
-    "decode",
     "factor_ablation",
     "kernel_times",
     "parity",
