@@ -74,7 +74,7 @@ def _keeps_rows(node: onnx_ir.Node, index: int) -> bool:
     if node.op_type == "Gather":
         axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
         return shape is not None and axis == 0 and len(shape) > 1
-    return node.op_type == "Mul"
+    return bool(node.op_type == "Mul")
 
 
 def _is_first_half(node: onnx_ir.Node, half: int) -> bool:
