@@ -48,13 +48,14 @@ def grown(folder: Path, sizes: dict[str, Any], external_data: bool) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("external_data", [True, False])
 def test_peak_memory_is_far_below_the_weights(tmp_path: Path, external_data: bool) -> None:
-    sizes = {"hidden": 1024, "intermediate": 4096, "layers": 4, "heads": 8}
+    sizes = {"hidden": 1024, "intermediate": 4096, "layers": 8, "heads": 8}
     found = grown(tmp_path, sizes, external_data)
     matrix = 4096 * 1024 * 4
     written = sum(path.stat().st_size for path in (tmp_path / "large" / "onnx").iterdir())
-    assert written > 14 * matrix
-    # Two that become one product, and that product; mapped files of the source and the store count.
-    assert found < 7 * matrix
+    assert written > 28 * matrix
+    # Two that become one product, and that product; and of the mapped files of the source and the
+    # store, which count, as many pages as the system left in memory: 3 to 9 in all.
+    assert found < 13 * matrix
 
 
 @pytest.mark.slow
