@@ -12,6 +12,7 @@ from benchmarks._decode_memory import PROMPT, peak_memory_bytes
 from benchmarks._decode_models import WIDTHS, Llama, narrow
 from benchmarks._decode_points import Point, Step, Width
 from benchmarks._decode_speed import Times, alternate, ratio
+from benchmarks._decode_turns import Setting, times_apart
 from benchmarks._decode_variants import FLOAT, INT4, PEER, Variant, asvd_int4
 
 __all__ = ["allowed_ratio", "sizes", "speed", "sweep"]
@@ -36,14 +37,29 @@ def speed(
     workshop: Workshop,
     options: Namespace,
 ) -> list[Point]:
-    """Every form of a model, in turns; memory afterwards, one process after the other."""
+    """Every form of a model, in turns with those that it is compared with; then memory."""
     made = {one.name: workshop.artefact(name, model, one) for one in chosen.values()}
     if options.runtime == "genai":
         made = {key: artefact for key, artefact in made.items() if artefact.runs_in_genai}
-    times = _times(made, options, batch=1, context=PROMPT)
+    setting = Setting(
+        threads=options.threads,
+        runtime=options.runtime,
+        context=PROMPT,
+        tokens=options.tokens,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        processes=options.processes,
+    )
+    beside = {key: artefact for key, artefact in made.items() if key in (INT4, PEER)}
+    known = times_apart(beside, setting) if beside else {}
     return [
-        _point(artefact, times, made, peak_memory_bytes(artefact, options.threads, PROMPT))
-        for artefact in made.values()
+        _point(
+            artefact,
+            known if key in beside else times_apart({key: artefact} | beside, setting),
+            made,
+            peak_memory_bytes(artefact, options.threads, PROMPT),
+        )
+        for key, artefact in made.items()
     ]
 
 
@@ -79,7 +95,14 @@ def sizes(forms: Mapping[str, Variant], workshop: Workshop, options: Namespace) 
     for width in WIDTHS:
         names = (INT4, *map(asvd_int4, _SIZES_KEPT))
         made = {name: workshop.artefact(str(width), narrow(width), forms[name]) for name in names}
-        times = _times(made, options, batch=1, context=PROMPT, seconds=_SIZES_SECONDS)
+        decoders = {name: one.decoder(options.threads) for name, one in made.items()}
+        times = alternate(
+            decoders,
+            prompt(narrow(width).vocabulary, 1, PROMPT),
+            tokens=options.tokens,
+            rounds=options.rounds,
+            seconds=min(_SIZES_SECONDS, options.seconds),
+        )
         for kept in _SIZES_KEPT:
             name = asvd_int4(kept)
             allowed = allowed_ratio(made[name], made[INT4])
@@ -94,25 +117,6 @@ def sizes(forms: Mapping[str, Variant], workshop: Workshop, options: Namespace) 
                 )
             )
     return found
-
-
-def _times(
-    made: Mapping[str, Artefact],
-    options: Namespace,
-    *,
-    batch: int,
-    context: int,
-    seconds: float | None = None,
-) -> dict[str, Times]:
-    decoders = {name: one.decoder(options.threads, options.runtime) for name, one in made.items()}
-    vocabulary = min(decoder.vocabulary for decoder in decoders.values())
-    return alternate(
-        decoders,
-        prompt(vocabulary, batch, context),
-        tokens=options.tokens,
-        rounds=options.rounds,
-        seconds=options.seconds if seconds is None else min(seconds, options.seconds),
-    )
 
 
 def _point(

@@ -42,7 +42,13 @@ class Times:
 
 
 def alternate(
-    decoders: Mapping[str, Decoder], ids: Ids, *, tokens: int, rounds: int, seconds: float = 0
+    decoders: Mapping[str, Decoder],
+    ids: Ids,
+    *,
+    tokens: int,
+    rounds: int,
+    seconds: float = 0,
+    seed: int = 0,
 ) -> dict[str, Times]:
     """Let each take a prompt and decode after it, in turns, in another order in every round.
 
@@ -54,10 +60,11 @@ def alternate(
         tokens: steps after the prompt's own next token.
         rounds: that count; one more comes before them.
         seconds: more rounds follow until as many have passed.
+        seed: of the order.
     """
     found = {name: Times() for name in decoders}
     names = list(decoders)
-    order = random.Random(0)
+    order = random.Random(seed)
     start, done = time.monotonic(), 0
     while done <= rounds or (time.monotonic() - start < seconds and done <= _MOST * rounds):
         order.shuffle(names)

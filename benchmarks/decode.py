@@ -7,14 +7,16 @@ dense codes in 4 bits, by at least 0.85 of what the bytes allow that a token rea
     python -m benchmarks.decode --artefacts DIR [--model DIR] [--models given,wide]
                                 [--parts speed,sweep,sizes] [--variants "int4;GenAI int4"]
                                 [--group 32] [--threads N] [--rounds 5] [--tokens 16]
-                                [--seconds 20] [--runtime ort|genai] [--float-head]
-                                [--export-again] [--json FILE]
+                                [--seconds 20] [--processes 3] [--runtime ort|genai]
+                                [--float-head] [--export-again] [--json FILE]
 
 `wide` has random weights in the layer shapes of a Llama of 1.1 billion parameters: 2048 wide, MLP
 5632, vocabulary 32,000, four blocks. Artefacts are made in DIR, which takes some minutes, and found
-there by later runs. One driver runs all graphs with the same settings; in each round every variant
-takes a prompt of 128 tokens and decodes after it. Speeds are medians over rounds, ratios medians of
-the rounds' own ratios, memory the median of three processes for each variant.
+there by later runs. One driver runs all graphs with the same settings. A process holds a variant
+and the two that it is compared with, our dense codes and GenAI's graph; in each round each of them
+takes a prompt of 128 tokens and decodes after it, in random order. Speeds are medians over the
+rounds of all processes, ratios medians of the rounds' own ratios, memory the median of three
+processes for each variant.
 
     speed   every variant, on every model; the claims are judged here
     sweep   time to the first token, and tokens per second over all sequences, as batch and context
@@ -74,6 +76,7 @@ def main() -> None:
         "threads": options.threads,
         "group": options.group,
         "loop": options.runtime,
+        "processes": options.processes,
         "peer": peer_options(options.group),
     }
     console, failed = Console(), []
@@ -134,6 +137,7 @@ def _options() -> Namespace:
     parser.add_argument(
         "--seconds", type=float, default=20, help="that a comparison lasts at least"
     )
+    parser.add_argument("--processes", type=int, default=3, help="for each comparison")
     parser.add_argument("--runtime", choices=("ort", "genai"), default="ort")
     parser.add_argument("--float-head", action="store_true", help="embedding and head, in ours")
     parser.add_argument("--export-again", action="store_true", help="from the stores in the folder")

@@ -26,6 +26,7 @@ from benchmarks._decode_parts import allowed_ratio
 from benchmarks._decode_points import Point, Width
 from benchmarks._decode_speed import alternate, ratio
 from benchmarks._decode_tables import size_table
+from benchmarks._decode_turns import Setting, times_apart
 from benchmarks._decode_variants import Variant, variants
 from benchmarks.page.decoding import sweep_table, widths_table
 from benchmarks.page.result import Results
@@ -52,6 +53,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     argv = ["decode", "--artefacts", str(folder / "made"), "--model", str(model)]
     argv += ["--models", "given", "--parts", "speed", "--variants", "torch float32;int4"]
     argv += ["--rounds", "2", "--seconds", "0", "--tokens", "2", "--threads", "1", "--float-head"]
+    argv += ["--processes", "1"]
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
         # This model has no more than 128 positions.
         patch.setattr("benchmarks._decode_parts.PROMPT", 64)
@@ -228,6 +230,29 @@ def test_every_round_has_all_and_the_first_does_not_count() -> None:
         assert (decoder.prompts, decoder.steps) == (5, 25)
         assert len(found[name].prefill) == len(found[name].decode) == 4
     assert ratio([4.0, 6.0, 10.0], [2.0, 2.0, 2.0]) == 3
+
+
+def test_rounds_of_all_processes_count_and_each_has_its_own_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def run_apart(module: str, given: str) -> Any:
+        asked.append(json.loads(given))
+        return {"some": {"prefill": [1.0], "decode": [2.0 + asked[-1]["seed"]]}}
+
+    monkeypatch.setattr("benchmarks._decode_turns.run_apart", run_apart)
+    setting = Setting(
+        threads=1, runtime="ort", context=8, tokens=2, rounds=1, seconds=3, processes=3
+    )
+    one = Artefact(Variant("some"), "model", Path("folder"), GraphFacts(True, 5, 64), 0)
+    found = times_apart({"some": one}, setting)["some"]
+    assert found.prefill == [1.0] * 3
+    assert found.decode == [2.0, 3.0, 4.0]
+    facts = {"shared_cache": True, "token_bytes": 5, "head_size": 64}
+    for number, given in enumerate(asked):
+        assert given["forms"] == {"some": {"folder": "folder", "facts": facts}}
+        assert given["seed"] == number
 
 
 def _point(name: str, model: str, **changes: Any) -> Point:

@@ -23,7 +23,7 @@ from asvd_q_exporters.onnx.decoders import (
 )
 from asvd_q_exporters.onnx.fused.merge import Merged, merge_products
 from asvd_q_exporters.onnx.fused.passes import drop_reshapes, expand_norms, fuse_residuals
-from asvd_q_exporters.onnx.fused.tables import halve_tables
+from asvd_q_exporters.onnx.fused.tables import flatten_tables, halve_tables
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -119,6 +119,7 @@ def trace(
     merged: tuple[Merged, ...] = ()
     if fused:
         halve_tables(graph)
+        flatten_tables(graph)
         fuse_residuals(graph)
         expand_norms(graph)
         merged = merge_products(graph, whole=merge_whole)

@@ -25,8 +25,8 @@ _OF_A_BLOCK = Counter({"GroupQueryAttention": 1, "SkipSimplifiedLayerNormalizati
 _OF_THE_REST = Counter({"Gather": 1, "SimplifiedLayerNormalization": 1, "MatMul": 1})  # the head
 
 
-def _exported(folder: Path, rank: int | None, *, merge: bool) -> Export:
-    source = SourceModel.open(str(tiny_llama(folder / "model")))
+def _exported(folder: Path, rank: int | None, *, merge: bool, hidden: int = 64) -> Export:
+    source = SourceModel.open(str(tiny_llama(folder / "model", hidden=hidden)))
     store = hand_made_store(folder / "store", source, lambda *_: (rank, _INT4))
     return export(store, folder / "onnx", OnnxOptions(merge_products=merge))
 
@@ -65,3 +65,19 @@ def test_a_graph_has_no_node_too_many(
     for _ in range(_BLOCKS):
         wanted += _OF_A_BLOCK + block + gated
     assert counts == wanted
+
+
+def test_tables_of_angles_are_computed_in_three_steps(tmp_path: Path) -> None:
+    """Each step's result stays in memory, as long as the context: no axis is cut off at the end."""
+    folder = _exported(tmp_path, None, merge=False, hidden=128).folder
+    written = onnx.load(folder / "model.onnx").graph
+    makers = {name: node for node in written.node for name in node.output}
+    attention = next(node for node in written.node if node.op_type == "GroupQueryAttention")
+    cos, sin = (makers[name] for name in attention.input[7:9])
+    assert (cos.op_type, sin.op_type) == ("Cos", "Sin")
+    assert cos.input[:] == sin.input[:]
+    assert makers[cos.input[0]].op_type == "Mul"
+    constants = {tensor.name: list(tensor.dims) for tensor in written.initializer}
+    positions, frequencies = (constants[name] for name in makers[cos.input[0]].input)
+    assert positions == [128, 1]
+    assert len(frequencies) == 1

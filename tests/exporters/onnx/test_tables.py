@@ -1,8 +1,9 @@
-"""Halves of tables that nothing reads go, in small graphs; what comes out stays the same."""
+"""Tables take fewer steps in small graphs; what comes out stays the same."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ import onnx_ir
 import pytest
 from onnx import helper
 
-from asvd_q_exporters.onnx.fused.tables import halve_tables
+from asvd_q_exporters.onnx.fused.tables import flatten_tables, halve_tables
 from tests.exporters.onnx.graphs import graph_of, node_types, run_graph
 
 _ROWS, _HALF = 6, 4
@@ -95,3 +96,65 @@ def test_two_different_halves_stay() -> None:
     types = _halved(_tables(*cuts, _negated("s", "z"), again="others"))
     assert types.count("Concat") == 1
     assert types.count("Slice") == 2
+
+
+def _rows(*rest: onnx.NodeProto, **changed: tuple[Any, ...]) -> onnx_ir.Model:
+    """cos and sin of positions × frequencies (1, rows, half), the axis of one row taken away."""
+    nodes = [
+        helper.make_node("Mul", ["rows", "frequencies"], ["angles"]),
+        helper.make_node("Cos", ["angles"], ["cos"]),
+        helper.make_node("Mul", ["cos", "scale"], ["scaled"]),
+        helper.make_node("Gather", ["scaled", "zero"], ["rows_of_cos"], axis=0),
+        helper.make_node("Sin", ["angles"], ["sin"]),
+        helper.make_node("Gather", ["sin", "zero"], ["rows_of_sin"], axis=0),
+        helper.make_node("Add", ["x", "rows_of_cos"], ["y"]),
+        *(rest or [helper.make_node("Add", ["x", "rows_of_sin"], ["z"])]),
+    ]
+    known = dict.fromkeys(("angles", "cos", "scaled", "sin"), (1, _ROWS, _HALF)) | changed
+    outputs = dict.fromkeys(("y", "z"), (None,) * 3)
+    numbers = _NUMBERS | {"frequencies": np.linspace(0.1, 1, _HALF, dtype=np.float32)}
+    return graph_of(nodes, {"x": (_ROWS, _HALF)}, outputs, numbers, known)
+
+
+def _flattened(model: onnx_ir.Model) -> list[str]:
+    """Types of nodes afterwards; what comes out is what came out before."""
+    plain = onnx_ir.from_proto(copy.deepcopy(onnx_ir.to_proto(model)))
+    flatten_tables(model.graph)
+    x = np.random.default_rng(0).normal(size=(_ROWS, _HALF)).astype(np.float32)
+    for one, other in zip(run_graph(model, {"x": x}), run_graph(plain, {"x": x}), strict=True):
+        assert np.array_equal(one.reshape(other.shape), other)
+    return node_types(model)
+
+
+def test_an_axis_of_one_row_is_not_computed() -> None:
+    model = _rows()
+    assert "Gather" not in _flattened(model)
+    assert model.graph.initializers["rows"].const_value.shape == (_ROWS, 1)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        [helper.make_node("Add", ["x", "sin"], ["z"])],
+        [
+            helper.make_node("Gather", ["rows", "first"], ["s"]),
+            helper.make_node("Neg", ["s"], ["z"]),
+        ],
+        [helper.make_node("Sum", ["rows", "x"], ["z"])],
+        [helper.make_node("Identity", ["angles"], ["z"])],
+    ],
+    ids=["a table is read whole", "a row is taken, not its axis", "positions are", "angles are"],
+)
+def test_an_axis_that_is_needed_stays(rest: list[onnx.NodeProto]) -> None:
+    assert _flattened(_rows(*rest)).count("Gather") >= 2
+
+
+def test_a_table_of_unknown_shape_stays() -> None:
+    assert _flattened(_rows(angles=(None, _ROWS, _HALF))).count("Gather") == 2
+
+
+def test_a_table_of_what_is_given_stays() -> None:
+    cuts = [_cut("rows_of_cos", "c"), _negated("c", "y"), _cut("rows_of_sin", "s")]
+    model = _tables(*cuts, _negated("s", "z"))
+    flatten_tables(model.graph)
+    assert node_types(model).count("Gather") == 2
