@@ -221,7 +221,7 @@ def _per_slot(layer: LayerRecord, describe: Callable[[QuantSpec], int]) -> Cell:
     found: dict[Slot, int | None] = {
         slot: None if spec is None else describe(spec) for slot, spec in layer.quantization.items()
     }
-    words = ["–" if one is None else "all" if one < 0 else str(one) for one in found.values()]
+    words = ["–" if one is None else "channel" if one < 0 else str(one) for one in found.values()]
     known = [one for one in found.values() if one is not None]
     if not known:
         return NOTHING
