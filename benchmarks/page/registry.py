@@ -235,7 +235,7 @@ ENTRIES: tuple[Entry, ...] = (
         "decode",
         decoding.decode_finding,
         ("decode", "decode-forms", "decode-widths", "decode-sweep"),
-        ("--artefacts", "{work}/artefacts", "--seconds", "60"),
+        ("--artefacts", "{work}/artefacts", "--seconds", "45"),
         needs="the extra `genai`",
         judges=True,
     ),
