@@ -355,6 +355,18 @@ def test_a_sum_and_its_norm_become_one_node() -> None:
     assert np.array_equal(z, 2 * (x + other))
 
 
+def test_a_sum_that_nothing_else_reads_is_not_put_out() -> None:
+    model = _residual()
+    *_, add = model.graph
+    model.graph.outputs.remove(add.outputs[0])
+    model.graph.remove(add, safe=True)
+    fuse_residuals(model.graph)
+    assert [value.name for value in model.graph.node(0).outputs][1:] == ["", "", ""]
+    [y] = run_graph(model, {"x": X, "other": X})
+    weight = np.linspace(-2, 2, 16)
+    assert np.allclose(y, _rms(2 * X.astype(np.float64), weight, 1e-5), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "model",
     [_residual(other=(1, 1, 16)), _residual(other=(16,)), _residual(outputs=("y", "z", "sum"))],

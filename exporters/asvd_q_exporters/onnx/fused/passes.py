@@ -55,6 +55,8 @@ def fuse_residuals(graph: onnx_ir.Graph) -> None:
             old.replace_all_uses_with(new)
         graph.insert_after(add, fused)
         graph.remove([node, add], safe=True)
+        if not summed.uses():
+            summed.name = ""  # after the last block
 
 
 def expand_norms(graph: onnx_ir.Graph) -> None:
