@@ -106,6 +106,8 @@ def _takes_first(node: onnx_ir.Node) -> bool:
     """Whether a node leaves the one row of an axis of one row, and the axis out."""
     if node.op_type != "Gather" or node.domain or node.inputs[1] is None:
         return False
+    if node.outputs[0].is_graph_output():
+        return False
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
     index = node.inputs[1]
     return axis == 0 and _constant(index) == [0] and index.shape is not None and not index.shape
