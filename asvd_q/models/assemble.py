@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from asvd_q.models.buffers import persistent_buffers
 from asvd_q.models.modeling_asvd_q import CorrectedLinear, LowRankLinear
 from asvd_q.models.source import SourceModel
 from asvd_q.plan import Slot
@@ -35,14 +36,15 @@ def assemble(
     """A copy of `skeleton` with real weights.
 
     Args:
-        skeleton: parameters on the meta device; not modified.
+        skeleton: parameters on the meta device, buffers with their values; not modified.
         prefix: dotted path of `skeleton` in the model, "" for the whole of it.
         source: where untouched parameters are read from.
         replaced: what stands in for a layer's weight. Factors become a `LowRankLinear`, a matrix
             with a correction a `CorrectedLinear`, one alone an ordinary linear layer; the bias
             is the source's in all of them. An embedding keeps its module, and what is tied to it
             gets the same matrix.
-        dtype: of all floating-point parameters. Buffers keep theirs.
+        dtype: of all floating-point parameters, and of buffers that checkpoints hold. Others, such
+            as frequencies of rotations, keep theirs.
 
     Raises:
         ModelError: the source lacks a parameter that the model has.
@@ -68,6 +70,10 @@ def assemble(
     for buffer_name, buffer in list(module.named_buffers()):
         owner, _, leaf = buffer_name.rpartition(".")
         module.get_submodule(owner)._buffers[leaf] = buffer.to(device)
+    for _, holder, leaf in list(persistent_buffers(module)):
+        buffer = holder.get_buffer(leaf)
+        if buffer.is_floating_point():
+            holder._buffers[leaf] = buffer.to(dtype)
     return module.eval().requires_grad_(False)
 
 

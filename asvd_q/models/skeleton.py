@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from asvd_q.errors import ModelError, first_line
+from asvd_q.models.buffers import load_buffers
 from asvd_q.models.refs import WeightRef
 from asvd_q.models.source import SourceModel
 from asvd_q.models.support import require_attention, require_decoder, require_weights
@@ -23,7 +24,8 @@ class Skeleton:
     """A model whose parameters are on the meta device.
 
     Attributes:
-        model: the causal language model; buffers are real, parameters hold no memory.
+        model: the causal language model; buffers are those of the files, parameters hold no
+            memory.
         blocks_path: dotted path of the list of transformer blocks.
         weights: every weight of a linear layer inside the blocks, then the head's.
         embedding: of the tokens; None where the model has something else in its place.
@@ -94,6 +96,7 @@ def build_skeleton(source: SourceModel, *, whole: bool = True) -> Skeleton:
     blocks_path = _find_blocks(model)
     if whole:
         require_weights(source, model)
+    load_buffers(model, source)
     head = _name_of(model, model.get_output_embeddings())
     tied = head is not None and (
         model.get_output_embeddings().weight is model.get_input_embeddings().weight

@@ -10,6 +10,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 
+from asvd_q.models.buffers import persistent_buffers
 from tests.models.families import FAMILIES
 
 __all__ = ["MODELS", "NAMES", "WINDOW", "save_model"]
@@ -138,6 +139,8 @@ def _randomise(model: nn.Module) -> None:
             parameter.add_(torch.randn_like(parameter) * 0.1)
         else:
             parameter.normal_(std=parameter.shape[-1] ** -0.5)
+    for _, owner, leaf in persistent_buffers(model):
+        owner.get_buffer(leaf).mul_(0.75)
 
 
 def _byte_tokenizer() -> transformers.PreTrainedTokenizerFast:

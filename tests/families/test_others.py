@@ -39,6 +39,19 @@ WORKING: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    # A number for every layer that is a buffer, and in the files.
+    "Gemma 4 (text)": (
+        "Gemma4ForCausalLM",
+        _LLAMA
+        | {
+            "head_dim": 32,
+            "global_head_dim": 32,
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0,
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
     "Phi": ("PhiForCausalLM", _SMALL),
     "StableLM": ("StableLmForCausalLM", _LLAMA | {"use_qkv_bias": True}),
     "GPT-J": (
@@ -69,6 +82,7 @@ WORKING: dict[str, tuple[str, dict[str, Any]]] = {
     "BERT as a decoder": ("BertLMHeadModel", _SMALL | {"is_decoder": True}),
 }
 
+_DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
 _EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4, "num_experts": 4}
 _ENCODER = {"vocab_size": 320, "d_model": 128, "num_layers": 2, "num_heads": 4, "d_ff": 256}
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -186,6 +200,11 @@ NO_GRAPH_KNOWN: dict[str, tuple[str, dict[str, Any], str]] = {
         "GptOssForCausalLM",
         _LLAMA | _EXPERTS | {"head_dim": 32},
         "it does not run without values",
+    ),
+    "dynamic NTK": (
+        "LlamaForCausalLM",
+        _LLAMA | {"rope_parameters": _DYNAMIC},
+        "its rotary embedding (rope_type: dynamic)",
     ),
 }
 """What is said of a graph before any work: class, options, message."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from asvd_q.errors import ExportError
 from asvd_q.models import SourceModel
+from asvd_q.models.buffers import load_buffers
 from asvd_q.plan import LayerPlan, Plan, Slot
 from asvd_q.quantization import TORCH_TYPES
 from asvd_q_exporters.onnx.fused import fuse_norms
@@ -54,7 +55,7 @@ class Skeleton:
     """A model to trace.
 
     Attributes:
-        model: the Hugging Face model, all parameters placeholders, buffers real.
+        model: the Hugging Face model, all parameters placeholders, buffers those of the files.
         origins: of every parameter, by its name in the model.
         shared: parameters that are another one's matrix, or a part of it, by name: a tied head,
             or the B of corrections that have it in common.
@@ -82,6 +83,7 @@ def build_skeleton(
     dtype, level = TORCH_TYPES[options.dtype], options.accuracy_level
     operators = operators_of(options.operators)
     model = _empty_model(source, dtype)
+    load_buffers(model, source)
     stored = _stored_names(model, source)
     for owner in model.modules():
         for name, parameter in owner.named_parameters(recurse=False):
