@@ -36,6 +36,7 @@ __all__ = [
     "Runner",
     "SizedExporter",
     "TimedExporter",
+    "parse_metadata",
     "read_metadata",
 ]
 
@@ -301,9 +302,21 @@ def read_metadata(folder: Path) -> ArtefactMetadata:
     path = folder / METADATA_FILE
     if not path.is_file():
         raise ArtefactError(f"{folder} is not an asvd-q artefact: it has no {METADATA_FILE}")
+    return parse_metadata(path.read_bytes(), str(path))
+
+
+def parse_metadata(content: bytes | str, place: str) -> ArtefactMetadata:
+    """What an artefact says of itself, as JSON.
+
+    Args:
+        place: where it was found, for the message.
+
+    Raises:
+        ArtefactError: it is damaged.
+    """
     try:
-        return ArtefactMetadata.model_validate_json(path.read_bytes())
+        return ArtefactMetadata.model_validate_json(content)
     except ValueError as error:
         raise ArtefactError(
-            f"{path} is damaged or of another version; export it again: {first_line(error)}"
+            f"{place} is damaged or of another version; export it again: {first_line(error)}"
         ) from error

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from asvd_q.errors import ExportError, first_line
 from asvd_q_exporters.onnx.fused import FusedAttention
+from asvd_q_exporters.onnx.fused.rotary import frequency_kinds
 
 __all__ = [
     "AttentionForm",
@@ -85,6 +86,11 @@ def example_past(model: Any, dtype: torch.dtype) -> Past:
     """
     from transformers import DynamicCache
 
+    if "dynamic" in frequency_kinds(model):
+        raise ExportError(
+            "its rotary embedding (rope_type: dynamic) computes other frequencies for every length "
+            "of text, which is not traced"
+        )
     cache = DynamicCache()
     half = _InBfloat16()  # type: ignore[no-untyped-call]
     try:

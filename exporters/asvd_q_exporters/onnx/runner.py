@@ -12,11 +12,12 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from asvd_q.artefact import METADATA_FILE, read_metadata
+from asvd_q.artefact import METADATA_FILE, parse_metadata, read_metadata
 from asvd_q.errors import ArtefactError, first_line
 from asvd_q.evaluation.padding import positions_behind
+from asvd_q.records import ArtefactMetadata
 from asvd_q_exporters.onnx.buffers import Buffers, SharedPast
-from asvd_q_exporters.onnx.keys import BUFFERS_KEY, POSITIONS_KEY
+from asvd_q_exporters.onnx.keys import BUFFERS_KEY, METADATA_KEY, POSITIONS_KEY
 from asvd_q_exporters.onnx.session import PROVIDERS, session_options
 
 __all__ = ["OnnxRunner"]
@@ -43,15 +44,7 @@ class OnnxRunner:
         path = folder / _MODEL_FILE
         if not path.is_file():
             raise ArtefactError(f"{folder} is not an ONNX artefact: it has no {_MODEL_FILE}")
-        try:
-            self.session = onnxruntime.InferenceSession(
-                path, session_options(_accuracy_level(folder)), providers=PROVIDERS
-            )
-        except Exception as error:  # the runtime's errors share no base class
-            reason = first_line(error)
-            raise ArtefactError(
-                f"{path} cannot be loaded by ONNX Runtime ({reason}): export it again"
-            ) from error
+        self.session = _session(folder)
         self.runtime = f"onnxruntime {onnxruntime.__version__} CPU"
         inputs = self.session.get_inputs()
         properties = self.session.get_modelmeta().custom_metadata_map
@@ -138,7 +131,7 @@ class OnnxRunner:
             feeds[_POSITIONS] = positions_behind(attention_mask)[:, -input_ids.shape[1] :]
         binding = self.session.io_binding()
         for name, tensor in feeds.items():
-            binding.bind_cpu_input(name, tensor.contiguous().numpy())
+            binding.bind_cpu_input(name, tensor.to(torch.int64).contiguous().numpy())
         binding.bind_output("logits")
         for index, one in enumerate(self._past):
             binding.bind_ortvalue_input(one.name, past[index])
@@ -158,11 +151,30 @@ class OnnxRunner:
         return torch.from_numpy(logits.numpy()).float(), values
 
 
-def _accuracy_level(folder: Path) -> int | None:
-    """What the artefact's options say; None for a folder without them."""
-    if not (folder / METADATA_FILE).is_file():
-        return None
-    return cast(int | None, read_metadata(folder).options.get("accuracy_level"))
+def _session(folder: Path) -> onnxruntime.InferenceSession:
+    """At the accuracy level that the folder says, or the graph where that is alone."""
+    path = folder / _MODEL_FILE
+    if (folder / METADATA_FILE).is_file():
+        return _opened(path, _level(read_metadata(folder)))
+    session = _opened(path, None)
+    said = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if said is None:
+        return session
+    return _opened(path, _level(parse_metadata(said, f"the metadata in {path}")))
+
+
+def _level(metadata: ArtefactMetadata) -> int | None:
+    return cast(int | None, metadata.options.get("accuracy_level"))
+
+
+def _opened(path: Path, level: int | None) -> onnxruntime.InferenceSession:
+    options = session_options(level)
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=PROVIDERS)
+    except Exception as error:  # the runtime's errors share no base class
+        raise ArtefactError(
+            f"{path} cannot be loaded by ONNX Runtime ({first_line(error)}): export it again"
+        ) from error
 
 
 def _length(cache: Any) -> int:

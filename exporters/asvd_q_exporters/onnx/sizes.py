@@ -1,4 +1,5 @@
-"""How many bytes an artefact will take. Weights are exact; the graph's nodes are estimated.
+"""How many bytes an artefact will take. Weights are exact in sum, though small ones that the graph
+merges may lie in the other of the two files; the graph's nodes are estimated.
 
 An exact count of nodes takes a trace, which lasts longer than everything else a plan needs.
 """

@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from asvd_q.artefact import METADATA_FILE, read_metadata
+from asvd_q.artefact import METADATA_FILE, parse_metadata, read_metadata
 from asvd_q.errors import ArtefactError, first_line
 from asvd_q.records import ArtefactMetadata, LayerRecord
 from asvd_q_exporters.onnx.bnb4 import unpack as bnb4
@@ -72,8 +72,8 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
     reshaped = {
         node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Reshape"
     }
-    shared = json.loads(properties.get("asvd_q.shared", "{}"))
-    merged = json.loads(properties.get("asvd_q.merged", "{}"))
+    shared = _property(properties, "asvd_q.shared", path)
+    merged = _property(properties, "asvd_q.merged", path)
     within = {
         member: (name, rows) for name, members in merged.items() for member, rows in members.items()
     }
@@ -139,7 +139,15 @@ def read_layers(folder: Path) -> Iterator[tuple[str, Mapping[Slot, Tensor]]]:
 def _metadata(folder: Path, properties: Mapping[str, str]) -> ArtefactMetadata:
     if (folder / METADATA_FILE).is_file() or "asvd_q" not in properties:
         return read_metadata(folder)
-    return ArtefactMetadata.model_validate_json(properties["asvd_q"])
+    return parse_metadata(properties["asvd_q"], f"the metadata in {folder / 'model.onnx'}")
+
+
+def _property(properties: Mapping[str, str], key: str, path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(properties.get(key, "{}"))
+    except ValueError as error:
+        raise ArtefactError(f"{path}: its property {key} is damaged; export it again") from error
+    return found
 
 
 def _matrices(

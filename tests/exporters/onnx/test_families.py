@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 import transformers
@@ -54,6 +55,7 @@ def test_a_family_decodes_as_transformers_does(family: str, tmp_path: Path) -> N
     store = eight_bit_store(tmp_path / "store", _save(CONFIGS[family](), tmp_path / "model"))
     assert len(store.records()) >= 8
     made = export(store, tmp_path / "onnx", OnnxOptions(accuracy_level=0))
+    onnx.checker.check_model(str(made.folder / "model.onnx"))
     ids = tokens(2, 12)  # three times the sliding window
     runner = made.exporter.open(made.folder)
     parts, cache = [], None

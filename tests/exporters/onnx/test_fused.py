@@ -31,6 +31,7 @@ FORMS = {
     "Llama with biases": _ROTATES,
     "Gemma": _ROTATES,
     "Gemma 3 (text)": _ROTATES,
+    "Gemma 4 (text)": _FUSED,  # its rotation takes queries and keys one by one
     "Phi": _FUSED,
     "StableLM": _FUSED,
     "GPT-J": _PLAIN,

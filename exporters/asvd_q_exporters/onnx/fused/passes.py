@@ -57,6 +57,8 @@ def fuse_residuals(graph: onnx_ir.Graph) -> None:
         graph.remove([node, add], safe=True)
         if not summed.uses():
             summed.name = ""  # after the last block
+        graph.opset_imports.setdefault(_CONTRIB, 1)
+    graph.sort()  # a scale that is computed, as 1 + w is, may come behind the sum
 
 
 def expand_norms(graph: onnx_ir.Graph) -> None:

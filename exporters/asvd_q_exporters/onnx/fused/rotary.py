@@ -20,6 +20,7 @@ __all__ = [
     "RotaryTables",
     "RotationKind",
     "fits_operator",
+    "frequency_kinds",
     "rotary_modules",
     "rotation_files",
     "rotation_kind",
@@ -108,10 +109,18 @@ def _rotate(states: Tensor, angles: Tensor, interleaved: bool) -> Tensor:
 
 def rotary_modules(model: nn.Module) -> list[nn.Module] | None:
     """Modules that make cosines and sines from positions; None where those fit no table."""
-    found = [part for part in model.modules() if type(part).__name__.endswith("RotaryEmbedding")]
-    kinds = [kind for module in found for kind in _kinds(module)]
+    kinds = frequency_kinds(model)
     tabled = all(isinstance(kind, str) and kind not in _DEPENDS_ON_LENGTH for kind in kinds)
-    return found if tabled else None
+    return _rotary_embeddings(model) if tabled else None
+
+
+def frequency_kinds(model: nn.Module) -> list[object]:
+    """What transformers calls `rope_type`, of every module that makes cosines and sines."""
+    return [kind for module in _rotary_embeddings(model) for kind in _kinds(module)]
+
+
+def _rotary_embeddings(model: nn.Module) -> list[nn.Module]:
+    return [part for part in model.modules() if type(part).__name__.endswith("RotaryEmbedding")]
 
 
 def _kinds(module: nn.Module) -> list[object]:
