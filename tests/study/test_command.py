@@ -92,6 +92,7 @@ def test_shipped_studies_run(path: Path, tmp_path: Path, capsys: Capture) -> Non
     else:
         fewer += ["calibration.samples=4"]
     only = ["decompose.alpha=0.5"] if "scaling" in path.stem else []
+    only += ["search.kept_ratio=0.8"] if "search" in path.stem else []
     options = [part for text in fewer for part in ("--set", text)]
     options += [part for text in only for part in ("--only", text)]
     ended = command(capsys, "study", path, *options)

@@ -156,11 +156,9 @@ def _session(folder: Path) -> onnxruntime.InferenceSession:
     path = folder / _MODEL_FILE
     if (folder / METADATA_FILE).is_file():
         return _opened(path, _level(read_metadata(folder)))
-    session = _opened(path, None)
-    said = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    if said is None:
-        return session
-    return _opened(path, _level(parse_metadata(said, f"the metadata in {path}")))
+    said = _opened(path, None).get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    level = None if said is None else _level(parse_metadata(said, f"the metadata in {path}"))
+    return _opened(path, level)
 
 
 def _level(metadata: ArtefactMetadata) -> int | None:

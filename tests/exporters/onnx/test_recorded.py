@@ -29,6 +29,17 @@ def test_the_level_is_that_of_the_graph(standard: Export, alone: Path) -> None:
     assert relative(found, reference_logits(standard.store, ids)) < 1e-5
 
 
+def test_a_graph_that_says_nothing_runs_at_the_runtimes_own_level(
+    standard: Export, alone: Path
+) -> None:
+    model = onnx.load(alone / "model.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, alone / "model.onnx")
+    ids = tokens(2, 9)
+    found, _ = standard.exporter.open(alone).forward(ids)
+    assert relative(found, reference_logits(standard.store, ids)) > 4e-3
+
+
 def test_the_matrices_are_those_of_the_graph(standard: Export, alone: Path) -> None:
     assert [name for name, _ in standard.exporter.read(alone)] == [
         record.name for record in standard.store.records()
