@@ -207,11 +207,16 @@ def _calibration(tokens: Tokens) -> Tensor:
 
 
 def _require_claimable(folder: Path) -> None:
-    """Raises ResourceError when the output folder holds a recipe that no run put there."""
+    """Raises ResourceError when the folder holds a model, or a recipe that is not a run's."""
     if not is_store(folder / STORE) and (folder / RECIPE_FILE).exists():
         raise ResourceError(
             f"{folder} holds a {RECIPE_FILE} that is not a run's and would be overwritten: "
             "choose another `output`"
+        )
+    if (folder / "config.json").exists():
+        raise ResourceError(
+            f"{folder} holds a model (config.json), and a run would lie among its files: choose "
+            "another `output`"
         )
 
 

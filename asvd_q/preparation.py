@@ -19,7 +19,7 @@ from asvd_q.evaluation.texts import evaluation_texts
 from asvd_q.exporting import make_exports, require_expressible, require_model
 from asvd_q.models import SourceModel
 from asvd_q.models.blockwise import BlockwiseModel
-from asvd_q.models.context import context_length
+from asvd_q.models.context import context_length, require_context
 from asvd_q.models.skeleton import Skeleton, build_skeleton
 from asvd_q.plan import FloatType, LayerPlan, Plan
 from asvd_q.progress import Progress, silent
@@ -113,6 +113,7 @@ def prepare(recipe: Recipe, source: SourceModel | None = None) -> Prepared:
         revision=recipe.model.revision,
         trust_remote_code=recipe.model.trust_remote_code,
     )
+    _require_context(recipe, source)
     skeleton = build_skeleton(source)
     dtype: FloatType = (
         float_type_of(source.dtype) if recipe.model.dtype == "auto" else recipe.model.dtype
@@ -253,6 +254,14 @@ def read_tokens(
         for text in texts
     ]
     return Tokens(calibration, tuple(texts), tuple(records))
+
+
+def _require_context(recipe: Recipe, source: SourceModel) -> None:
+    context = context_length(source.config.to_dict())
+    if recipe.calibration is not None:
+        require_context("calibration.window", recipe.calibration.window, context)
+    if recipe.evaluate is not None and isinstance(recipe.evaluate.window, int):
+        require_context("evaluate.window", recipe.evaluate.window, context)
 
 
 def _calibration_record(text: Corpus | GeneratedText, windows: Tensor) -> CorpusRecord:

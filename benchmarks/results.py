@@ -6,7 +6,7 @@
 
 Without a NAME everything runs, which takes hours and needs DIR: a folder of NAME.train.txt and
 NAME.test.txt, as in `benchmarks/common.py`; --fast is what needs nothing but this repository and
-is done in a quarter of an hour. Scripts run one after the other, each in a process of its own.
+is done in under an hour. Scripts run one after the other, each in a process of its own.
 What was found lies in `benchmarks/results/NAME.json` with machine, versions, date and time; then
 `benchmarks/RESULTS.md`, the tables between `<!-- begin NAME -->` and `<!-- end -->` in README and
 docs, and the picture are written from these files alone. --pages does only that.

@@ -24,8 +24,10 @@ def generate(
         list[str],
         typer.Option("--prompt", help="Text to continue; several are computed as one batch."),
     ],
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add at most.")] = 48,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens to add at most; the context ends a text too.")
+    ] = 48,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     model: ModelOption = None,
 ) -> None:
@@ -36,6 +38,7 @@ def generate(
     opened = open_anything(path, model)
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
+        "context": opened.context,
         "temperature": temperature,
         "seed": seed,
     }

@@ -97,14 +97,19 @@ def generate_text(
     prompt: str,
     *,
     max_new_tokens: int,
+    context: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Iterator[str]:
     """The prompt, then its continuation piece by piece as it is decoded.
 
-    The text ends at the tokenizer's end-of-sequence token.
+    The text ends at the tokenizer's end-of-sequence token, or with the context.
+
+    Raises:
+        AsvdQError: the prompt is empty, or leaves no room in the context.
     """
     ids = _prompt_ids(tokenizer, prompt)
+    max_new_tokens = _room([ids], max_new_tokens, context)
     yield prompt
     shown, tokens = "", []
     for token in generate(
@@ -127,11 +132,17 @@ def generate_texts(
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
+    context: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[str]:
-    """Several prompts, each with the continuation that it has alone; computed as one batch."""
+    """Several prompts, each with the continuation that it has alone; computed as one batch.
+
+    Raises:
+        AsvdQError: a prompt is empty, or leaves no room in the context.
+    """
     ids = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    max_new_tokens = _room(ids, max_new_tokens, context)
     tokens: list[list[int]] = [[] for _ in prompts]
     for step in generate_batch(
         runner,
@@ -155,6 +166,18 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     if not ids:
         raise AsvdQError("--prompt is empty: give at least one word to continue")
     return ids
+
+
+def _room(prompts: Sequence[list[int]], wanted: int, context: int | None) -> int:
+    """How many tokens may follow the longest prompt; the last of them is read by none."""
+    if context is None:
+        return wanted
+    longest = max(map(len, prompts))
+    if longest > context:
+        raise AsvdQError(
+            f"--prompt has {longest} tokens, and the model's context is {context}: shorten it"
+        )
+    return min(wanted, context - longest + 1)
 
 
 def _stop(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from asvd_q.errors import ModelError
 from asvd_q.evaluation.quality import TokenWindows
 from asvd_q.models import SourceModel
+from asvd_q.models.context import require_context
 from asvd_q.recipe import CorpusSection, EvaluateSection
 from asvd_q.recipe.named import NAMED
 from asvd_q.statistics.corpora import load_corpus
@@ -39,10 +40,12 @@ def evaluation_texts(
         reader: knows what it has read before; None reads everything anew.
 
     Raises:
-        CorpusError: a corpus that is missing, empty or too short.
+        CorpusError: a corpus that is missing, empty or too short, or windows longer than the
+            context.
     """
     longest = min(context or _LONGEST_WINDOW, _LONGEST_WINDOW)
     window = section.window if isinstance(section.window, int) else longest
+    require_context("evaluate.window", window, context)
     standard = section.protocol == "standard"
     cut = running_windows if standard else evaluation_windows
     found, reader = [], reader or CorpusReader()

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["context_length", "context_of"]
+from asvd_q.errors import CorpusError
+
+__all__ = ["context_length", "context_of", "require_context"]
 
 _KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length")
 _INNER = "text_config"
@@ -24,6 +26,20 @@ def context_length(fields: Mapping[str, Any]) -> int | None:
             return int(fields[key])
     inner = fields.get(_INNER)
     return context_length(inner) if isinstance(inner, Mapping) else None
+
+
+def require_context(key: str, window: int, context: int | None) -> None:
+    """Raises CorpusError for windows that a model was not made for: its numbers mean nothing there.
+
+    Args:
+        key: of the recipe, that says how long windows are.
+        context: of the model; None where it has no bound.
+    """
+    if context is not None and window > context:
+        raise CorpusError(
+            f"{key} is {window}, and the model's context is {context} tokens: take {context} or "
+            "fewer"
+        )
 
 
 def context_of(folder: Path) -> int | None:

@@ -29,5 +29,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
         )
     except (ValueError, OSError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {reason[0]}") from error
+        raise ModelError(
+            f"the tokenizer in {folder} cannot be loaded: {reason[0].rstrip(':')}; copy all of its "
+            "files there, tokenizer.json among them"
+        ) from error
     return tokenizer

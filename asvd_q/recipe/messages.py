@@ -64,7 +64,9 @@ def explain_validation_error(
     """
     problem = first_problem(error, None, model)
     prefix = tuple(part for part in path_prefix.split(".") if part)
-    return explain(Problem(prefix + problem.path, problem.text, problem.others), file)
+    # What is said of the whole part has no path of its own, and no colon before it.
+    text = problem.text if problem.path or problem.text[:1] in " :" else f": {problem.text}"
+    return explain(Problem(prefix + problem.path, text, problem.others), file)
 
 
 def explain(problem: Problem, origin: str) -> str:

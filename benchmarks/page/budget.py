@@ -99,8 +99,8 @@ def budget_finding(results: Results) -> str:
     won = sum(all(_wins(point, beside, name) for name in CORPORA) for point in judged)
     return " ".join(
         (
-            f"At {won} of {len(judged)} budgets the choice beats everything else of no more bytes "
-            "on all corpora.",
+            f"At {won} of {len(judged)} budgets the choice beats everything else measured "
+            "of no more bytes on all corpora.",
             *_leads(chosen, beside, dense),
             _predicted(points, dense),
         )

@@ -18,8 +18,8 @@ _HEAD = """\
 # Results
 
 Written by `python -m benchmarks.results` from the files in [`results/`](results); every number
-comes from a script. `make bench` runs what needs nothing but this repository, in less than a
-quarter of an hour on two cores, and writes this page and the tables of README and docs anew.
+comes from a script. `make bench` runs what needs nothing but this repository, in under an hour on
+two idle cores, and writes this page and the tables of README and docs anew.
 `make bench-all DATA=DIR` runs everything; DIR holds NAME.train.txt and NAME.test.txt of WikiText-2,
 PTB, TinyStories and Python source. What was not run again stands with its own date and machine.
 """

@@ -181,6 +181,25 @@ def test_an_output_file_that_is_a_folder(tmp_path: Path, capsys: Capture) -> Non
     assert _nothing_written(tmp_path)
 
 
+def test_an_output_folder_that_is_a_model(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}", encoding="utf-8")
+    message = command(capsys, "run", write_recipe(tmp_path)).message
+    assert f"{tmp_path / 'run'} holds a model (config.json)" in message
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+@pytest.mark.parametrize("section", ["calibration", "evaluate"])
+def test_windows_longer_than_the_context(
+    section: str, verb: str, tmp_path: Path, capsys: Capture
+) -> None:
+    changed = {section: {"corpora": ["python-docs"], "window": 1025}}
+    message = command(capsys, verb, write_recipe(tmp_path, **changed)).message
+    assert f"{section}.window is 1025, and the model's context is 1024 tokens" in message
+    assert _nothing_written(tmp_path)
+
+
 def test_unwritable_output(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     recipe = write_recipe(tmp_path, output=str(tmp_path / "file" / "run"))

@@ -110,6 +110,7 @@ def test_the_standard_protocol(capsys: Capture) -> None:
     [
         (("--protocol", "standrd"), "did you mean 'standard'"),
         (("--window", "contxt"), "a whole number from 2 on, or context"),
+        (("--window", "1025"), "evaluate.window is 1025, and the model's context is 1024 tokens"),
         (("--corpus", "wikitext-2"), "did you mean 'wikitext2'"),
         (("--corpus", "c4", "--split", "test"), "c4 has the splits train and validation"),
         (("--batch", "1,x"), "--batch 1,x: give whole numbers above 0"),

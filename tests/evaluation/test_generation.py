@@ -147,6 +147,23 @@ def test_texts_of_a_batch_are_those_of_each_prompt(wren: SourceModel) -> None:
         assert found == "".join(generate_text(model, wren.tokenizer, text, max_new_tokens=12))
 
 
+def test_a_text_ends_with_the_context(wren: SourceModel) -> None:
+    model, prompt = model_runner(wren, stream=False), "The file"
+    room = 4  # the last token follows all that the context holds
+    context = len(wren.tokenizer(prompt)["input_ids"]) + room - 1
+    expected = list(generate_text(model, wren.tokenizer, prompt, max_new_tokens=room))
+    for count in (room, 100):
+        settings = {"max_new_tokens": count, "context": context}
+        assert list(generate_text(model, wren.tokenizer, prompt, **settings)) == expected
+        assert generate_texts(model, wren.tokenizer, [prompt], **settings) == ["".join(expected)]
+    settings = {"max_new_tokens": 1, "context": context - room}
+    message = rf"--prompt has {context - room + 1} tokens, and the model's context is"
+    with pytest.raises(AsvdQError, match=message):
+        next(generate_text(model, wren.tokenizer, prompt, **settings))
+    with pytest.raises(AsvdQError, match=message):
+        generate_texts(model, wren.tokenizer, [prompt, "def"], **settings)
+
+
 def test_an_empty_prompt_is_told_in_one_line(tmp_path: Path) -> None:
     model = runner(save_family("llama", tmp_path))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from asvd_q.recipe import explain_validation_error
 from tests.recipe.test_load import RECIPE, recipe_file, refused
@@ -303,6 +303,12 @@ class OptionsOfSomeExporter(BaseModel):
     accuracy_level: Literal[0, 1, 4] = 0
     shards: int = 1
 
+    @model_validator(mode="after")
+    def _fits(self) -> OptionsOfSomeExporter:
+        if self.shards > 9:
+            raise ValueError("shards wants more files than there are")
+        return self
+
 
 @pytest.mark.parametrize(
     ("options", "expected"),
@@ -314,6 +320,7 @@ class OptionsOfSomeExporter(BaseModel):
             "Allowed: accuracy_level, shards",
         ),
         ({"shards": "x"}, "r.yaml: export.0.shards is 'x': expected a whole number"),
+        ({"shards": 10}, "r.yaml: export.0: shards wants more files than there are"),
     ],
 )
 def test_options_of_an_exporter(options: dict[str, object], expected: str) -> None:
