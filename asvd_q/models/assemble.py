@@ -67,13 +67,13 @@ def assemble(
     for path, layer in made:
         module.set_submodule(path, layer)
     _load_rest(module, dot, source, device, dtype)
+    held = {name for name, _, _ in persistent_buffers(module)}
     for buffer_name, buffer in list(module.named_buffers()):
         owner, _, leaf = buffer_name.rpartition(".")
-        module.get_submodule(owner)._buffers[leaf] = buffer.to(device)
-    for _, holder, leaf in list(persistent_buffers(module)):
-        buffer = holder.get_buffer(leaf)
-        if buffer.is_floating_point():
-            holder._buffers[leaf] = buffer.to(dtype)
+        rounded = buffer_name in held and buffer.is_floating_point()
+        module.get_submodule(owner)._buffers[leaf] = buffer.to(
+            device=device, dtype=dtype if rounded else buffer.dtype
+        )
     return module.eval().requires_grad_(False)
 
 

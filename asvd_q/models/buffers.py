@@ -19,8 +19,8 @@ __all__ = ["load_buffers", "persistent_buffers"]
 def persistent_buffers(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """Those that are in a state dictionary: dotted name, the module that has it, its name there."""
     for path, owner in module.named_modules():
-        for leaf, buffer in owner.named_buffers(recurse=False):
-            if leaf not in owner._non_persistent_buffers_set and buffer is not None:
+        for leaf, _ in owner.named_buffers(recurse=False):
+            if leaf not in owner._non_persistent_buffers_set:
                 yield f"{path}.{leaf}" if path else leaf, owner, leaf
 
 
